@@ -1,0 +1,31 @@
+"""Package `domain_embed` with the stage notebooks and profiles inside; names and versions stand in settings.ini."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    author=settings["author"],
+    keywords=settings["keywords"].split(),
+    python_requires=f">={settings['min_python']}",
+    packages=["domain_embed", "domain_embed.nbs", "domain_embed.profiles"],
+    package_dir={"domain_embed": "domain_embed", "domain_embed.nbs": "nbs", "domain_embed.profiles": "profiles"},
+    package_data={"domain_embed.nbs": ["*.ipynb"], "domain_embed.profiles": ["*.yaml"]},
+    install_requires=settings["requirements"].split(),
+    extras_require={
+        extra: settings[f"{extra}_requirements"].split() for extra in ("embedded", "gpu", "dev")
+    },
+    entry_points={"console_scripts": ["domain-embed=domain_embed.pipeline:main"]},
+)
