@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging
 
 from .runs import InputError, progress
 
@@ -48,6 +49,7 @@ def load_model(
     trust_remote_code: bool = False,  # whether code that comes with the model may run
 ) -> SentenceTransformer:  # on the GPU where there is one
     "Load a model with its prompts and its length."
+    logging.disable_progress_bar()  # of reading weights: seconds, and noise in a log
     path = model_path(name)
     try:
         model = SentenceTransformer(path, trust_remote_code=trust_remote_code, local_files_only=Path(path).is_dir())

@@ -42,11 +42,11 @@ def export_onnx(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu().float().eval()
-    example = torch.ones((2, 8), dtype=torch.int64)
+    ids, mask = torch.ones((2, 8), dtype=torch.int64), torch.ones((2, 8), dtype=torch.int64)  # one tensor for both would be taken for one input
     axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=2, max=model.max_seq_length)}
     program = torch.onnx.export(
         _Graph(model),
-        (example, example),
+        (ids, mask),
         dynamo=True,
         verbose=False,
         opset_version=OPSET,
