@@ -60,7 +60,9 @@ def served(
             deadline = time.monotonic() + ready_seconds
             while not _ready(url):
                 if server.poll() is not None:
-                    raise InputError(f"the server ended before it was ready: {server.stderr.read().strip().splitlines()[-1:]}: run {' '.join(command)} to see why")
+                    raise InputError(
+                        f"the server ended before it was ready: {server.stderr.read().strip().splitlines()[-1:]}: run {' '.join(command)} to see why"
+                    )
                 if time.monotonic() > deadline:
                     raise InputError(f"the server was not ready after {ready_seconds} s: raise deploy.ready_seconds")
                 time.sleep(0.2)
@@ -139,4 +141,6 @@ def _reference(run_dir: str, evaluated: dict, whole: RetrievalSet, test: Retriev
     cache = Path(run_dir) / "cache" / "vectors"
     chosen = {p.id for p in test.passages}
     passages = encode_cached(cache, model, [p.content for p in whole.passages], "document", desc="encoding passages")
-    return encode_cached(cache, model, list(whole.queries.values()), "query", desc="encoding queries"), passages[[p.id in chosen for p in whole.passages]]
+    return encode_cached(cache, model, list(whole.queries.values()), "query", desc="encoding queries"), passages[
+        [p.id in chosen for p in whole.passages]
+    ]

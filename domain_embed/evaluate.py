@@ -39,9 +39,7 @@ def recipe_results(
     "Means in the form of the recipe's eval_results.json."
     groups = {"nDCG": ("NDCG", "NDCG"), "MAP": ("MAP", "MAP"), "Recall": ("Recall", "Recall"), "P": ("Precision", "P")}
     return {
-        model: {
-            group: {f"{name}@{k}": round(float(table[f"{ours}@{k}"].mean()), 5) for k in K_VALUES} for ours, (group, name) in groups.items()
-        }
+        model: {group: {f"{name}@{k}": round(float(table[f"{ours}@{k}"].mean()), 5) for k in K_VALUES} for ours, (group, name) in groups.items()}
         for model, table in tables.items()
     }
 
@@ -57,7 +55,10 @@ def plot_metrics(
     for axes, (name, values) in zip(grid[0], metrics.items(), strict=True):
         for offset, model, colour in ((-0.2, "base", "#bbbbbb"), (0.2, "finetuned", "#4477aa")):
             means = [values[model][m]["mean"] for m in SHOWN]
-            errors = [[values[model][m]["mean"] - values[model][m]["low"] for m in SHOWN], [values[model][m]["high"] - values[model][m]["mean"] for m in SHOWN]]
+            errors = [
+                [values[model][m]["mean"] - values[model][m]["low"] for m in SHOWN],
+                [values[model][m]["high"] - values[model][m]["mean"] for m in SHOWN],
+            ]
             bars = axes.bar([x + offset for x in range(len(SHOWN))], means, 0.38, yerr=errors, capsize=3, color=colour, label=model)
             axes.bar_label(bars, fmt="%.3f", fontsize=8, label_type="center")
         axes.set_xticks(range(len(SHOWN)), SHOWN)

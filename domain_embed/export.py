@@ -45,10 +45,14 @@ def run_export(
             graphs["onnx int8"] = quantize_int8(path, folder / "model_int8.onnx").name
         rows = {}
         for name, graph in graphs.items():
-            rows[name] = parity(test, reference, embed_set(load_exported(folder, graph), test, name)) | {"megabytes": round((folder / graph).stat().st_size / 1e6, 1)}
+            rows[name] = parity(test, reference, embed_set(load_exported(folder, graph), test, name)) | {
+                "megabytes": round((folder / graph).stat().st_size / 1e6, 1)
+            }
         lost = -rows["onnx fp32"]["ndcg@10_change"]
         if lost > max_ndcg_loss:
-            raise InputError(f"the ONNX graph loses {lost:.4f} nDCG@10, more than export.max_ndcg_loss = {max_ndcg_loss}: it is not the model that was tuned")
+            raise InputError(
+                f"the ONNX graph loses {lost:.4f} nDCG@10, more than export.max_ndcg_loss = {max_ndcg_loss}: it is not the model that was tuned"
+            )
 
         missing = why_no_tensorrt() if tensorrt else "switched off (export.tensorrt)"
         if missing is None:

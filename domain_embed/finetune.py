@@ -62,7 +62,9 @@ def run_finetune(
         model.max_seq_length = min(train_max_length, model.max_seq_length)
         dataset = training_dataset(rows, texts, train_negatives, seed)
         if not len(dataset):
-            raise InputError(f"{len(rows)} training rows and {len(texts)} passages make no row with {train_negatives} negatives: lower finetune.train_negatives or generate more questions")
+            raise InputError(
+                f"{len(rows)} training rows and {len(texts)} passages make no row with {train_negatives} negatives: lower finetune.train_negatives or generate more questions"
+            )
         evaluator = validator(dev, val_passages, batch_size=32, seed=seed)
         before = evaluator(model)[METRIC]
         work = stage.folder.parent / "checkpoints"

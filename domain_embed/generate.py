@@ -43,6 +43,7 @@ def run_generate(
     llm_base_url: str,
     llm_key_variable: str,
     llm_concurrency: int,
+    llm_retries: int,
     base_model: str,
     max_length: int,  # tokens
     query_prompt: str,
@@ -65,7 +66,7 @@ def run_generate(
 
         by_example = llm == "embedded"
         planned = plan(choose(passages, max_passages, seed), by_example, questions_per_passage, multi_hop_share, seed)
-        server = embedded_llm() if by_example else nullcontext(connect(llm, llm_base_url, llm_key_variable, llm_concurrency))
+        server = embedded_llm() if by_example else nullcontext(connect(llm, llm_base_url, llm_key_variable, llm_concurrency, llm_retries))
         with server as connected:
             replies = ask(connected, [job for _, job in planned], Replies(cache / "replies.jsonl"))
         questions, unreadable = collect(planned, replies)
@@ -80,11 +81,15 @@ def run_generate(
         dropped = filter_questions(questions, by_model | by_words)
         kept = [q for q in questions if q.id not in dropped]
         if not kept:
-            raise InputError(f"none of {len(questions)} questions survived the filters ({funnel(questions, dropped)}): ask about more passages, or use a larger LLM")
+            raise InputError(
+                f"none of {len(questions)} questions survived the filters ({funnel(questions, dropped)}): ask about more passages, or use a larger LLM"
+            )
 
         write_passages(stage.folder / "passages.jsonl", passages)
         write_questions(stage.folder / "questions.jsonl", kept)
-        write_jsonl(stage.folder / "dropped.jsonl", ({"text": q.text, "positives": q.positives, "why": dropped[q.id]} for q in questions if q.id in dropped))
+        write_jsonl(
+            stage.folder / "dropped.jsonl", ({"text": q.text, "positives": q.positives, "why": dropped[q.id]} for q in questions if q.id in dropped)
+        )
         stage.metrics |= {
             "documents": len({p.document for p in passages}),
             "passages": len(passages),

@@ -41,6 +41,7 @@ def connect(
     base_url: str,  # e.g. http://localhost:8000/v1; "": the client's default, $OPENAI_BASE_URL or OpenAI
     key_variable: str,  # name of the environment variable that holds the key
     concurrency: int,  # requests under way at once
+    retries: int,  # times a request is repeated after a 429, a 5xx or a broken connection, after growing pauses
     timeout: float = 120,  # seconds a request may take
 ) -> LLM:
     "Reach an OpenAI-compatible server."
@@ -49,7 +50,7 @@ def connect(
     key = os.environ.get(key_variable)
     if not key:
         raise InputError(f"the environment variable {key_variable} is not set: put the LLM's key there (any word, if it needs none)")
-    client = openai.OpenAI(base_url=base_url or None, api_key=key, timeout=timeout, max_retries=6)
+    client = openai.OpenAI(base_url=base_url or None, api_key=key, timeout=timeout, max_retries=retries)
     return LLM(model, [client] * concurrency, str(client.base_url), key_variable)
 
 # %% ../nbs/12_llm.ipynb #b1a5d0cc
@@ -135,7 +136,9 @@ def _call(llm: LLM, client: openai.OpenAI, body: dict[str, Any]) -> str:
     except openai.NotFoundError:
         raise InputError(f"the LLM at {llm.address} has no model {llm.model!r}: correct generate.llm") from None
     except openai.APIStatusError as error:
-        raise InputError(f"the LLM at {llm.address} answers HTTP {error.status_code} to {llm.model!r}: see its log, then run the same command again") from None
+        raise InputError(
+            f"the LLM at {llm.address} answers HTTP {error.status_code} to {llm.model!r}: see its log, then run the same command again"
+        ) from None
 
 
 def _do(llm: LLM, client: openai.OpenAI, job: Job, replies: Replies) -> list[str]:

@@ -59,5 +59,7 @@ def training_rows(
 ) -> list[TrainingRow]:
     "One row for each positive of each question."
     kept = mined[mined["verdict"] == "kept"]
-    negatives = {query: list(zip(group["candidate"], group["score"].astype(float), strict=True)) for query, group in kept.groupby("query", sort=False)}
+    negatives = {
+        query: list(zip(group["candidate"], group["score"].astype(float), strict=True)) for query, group in kept.groupby("query", sort=False)
+    }
     return [TrainingRow(f"{q.id}_{n}", q.text, positive, negatives.get(q.id, [])) for q in questions for n, positive in enumerate(q.positives)]

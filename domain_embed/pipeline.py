@@ -118,11 +118,22 @@ def _parameter_help(stages: tuple[str, ...]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
-    top = argparse.ArgumentParser(prog="domain-embed", description="Turn a folder of documents into an embedding model that retrieves better on them.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="domain-embed",
+        description="Turn a folder of documents into an embedding model that retrieves better on them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in ABOUT.items():
         stages = STAGES[:5] if name == "run" else (name,)
-        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", epilog=f"{EXAMPLES}\n\n{_parameter_help(stages)}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about.capitalize() + ".",
+            epilog=f"{EXAMPLES}\n\n{_parameter_help(stages)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_argument("run_dir", metavar="RUN_DIR", help="run folder; made if missing, continued if not")
         if name in ("run", "generate"):
             command.add_argument("--documents", metavar="PATH", help="folder of .md .txt .html, or a BEIR corpus.jsonl")

@@ -14,7 +14,7 @@ from .beir import read_passages, read_questions, write_beir, write_training
 from .encode import encode_cached, load_model
 from .mining import mine, training_rows
 from .profiles import check_parameters
-from .runs import InputError, artefact, open_stage
+from .runs import artefact, open_stage
 from .splits import split_by_document
 
 # %% ../nbs/20_prepare.ipynb #658cc290

@@ -41,10 +41,7 @@ def completion_job(
 ) -> Job:
     "Ask by example: one sampled completion a question."
     prompt = f"{SHOTS}Passage: {' '.join(passage.content.split())[:SHOWN_CHARACTERS]}\nQuestion:"
-    bodies = [
-        {"prompt": prompt, "max_tokens": 40, "temperature": TEMPERATURE, "top_p": 0.9, "stop": ["\n"], "seed": seed + n}
-        for n in range(number)
-    ]
+    bodies = [{"prompt": prompt, "max_tokens": 40, "temperature": TEMPERATURE, "top_p": 0.9, "stop": ["\n"], "seed": seed + n} for n in range(number)]
     return Job(bodies, warm=[SHOTS, prompt])
 
 # %% ../nbs/13_questions.ipynb #5950f020

@@ -30,7 +30,11 @@ def headline(
         case "evaluate":
             return "; ".join(f"{name} queries: nDCG@10 {_change(values)}" for name, values in m.items())
         case "export":
-            return "nDCG@10 against PyTorch: " + ", ".join(f"{name} {p['ndcg@10_change']:+.4f} ({p['megabytes']:.0f} MB)" for name, p in m["parity"].items()) + f"; TensorRT: {m['tensorrt']}"
+            return (
+                "nDCG@10 against PyTorch: "
+                + ", ".join(f"{name} {p['ndcg@10_change']:+.4f} ({p['megabytes']:.0f} MB)" for name, p in m["parity"].items())
+                + f"; TensorRT: {m['tensorrt']}"
+            )
         case "deploy":
             return f"/v1/embeddings gives nDCG@10 {m['ndcg@10']:.4f} on the {m['set']} queries, {m['ndcg@10_change']:+.4f} against the evaluated model; lowest cosine {m['cosine_min']:.6f}"
     raise ValueError(manifest["stage"])

@@ -48,7 +48,4 @@ def ranking(
     rows: np.ndarray,  # (queries, k), rows of `passage_ids`
 ) -> Ranking:
     "Scores and rows as ids."
-    return {
-        query: {passage_ids[row]: float(score) for row, score in zip(rows[i], scores[i], strict=True)}
-        for i, query in enumerate(query_ids)
-    }
+    return {query: {passage_ids[row]: float(score) for row, score in zip(rows[i], scores[i], strict=True)} for i, query in enumerate(query_ids)}

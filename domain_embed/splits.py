@@ -22,11 +22,15 @@ def split_by_document(
     "Split questions so that no document is in two splits."
     documents = sorted({q.document for q in questions})
     if len(documents) < 3:
-        raise InputError(f"questions come from {len(documents)} document(s), and training, validation and test need one each: give at least 3 documents")
+        raise InputError(
+            f"questions come from {len(documents)} document(s), and training, validation and test need one each: give at least 3 documents"
+        )
     Random(seed).shuffle(documents)
     n_test = max(1, round(test_fraction * len(documents)))
     n_dev = max(1, round(val_fraction * len(documents)))
     if n_test + n_dev >= len(documents):
-        raise InputError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave none of {len(documents)} documents for training: lower them")
+        raise InputError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} leave none of {len(documents)} documents for training: lower them"
+        )
     place = dict.fromkeys(documents, "train") | dict.fromkeys(documents[:n_test], "test") | dict.fromkeys(documents[n_test : n_test + n_dev], "dev")
     return {split: [q.id for q in questions if place[q.document] == split] for split in ("train", "dev", "test")}

@@ -13,7 +13,9 @@ from domain_embed.beir import Passage, Question, write_beir
 from domain_embed.documents import Block, html_blocks
 from domain_embed.runs import write_atomic
 
-TUTORIAL = "appetite interpreter introduction controlflow datastructures modules inputoutput errors classes stdlib stdlib2 venv floatingpoint interactive"
+TUTORIAL = (
+    "appetite interpreter introduction controlflow datastructures modules inputoutput errors classes stdlib stdlib2 venv floatingpoint interactive"
+)
 HOWTO = "annotations argparse curses functional ipaddress logging regex sockets sorting unicode urllib2"
 FAQ = "design extending general gui installed library programming windows"
 LIBRARY = """abc array atexit base64 bisect code contextvars copy dataclasses difflib fileinput fnmatch functools glob

@@ -1,0 +1,65 @@
+"""A tiny corpus, and one run of the whole pipeline on it with the real embedded models, shared by the tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "generate.max_passages=16",
+    "generate.round_trip_k=50",
+    "prepare.val_fraction=0.2",
+    "finetune.epochs=1",
+    "finetune.train_max_length=48",
+    "finetune.val_passages=40",
+    "finetune.evaluations_per_epoch=1",
+    "export.parity_passages=24",
+    "deploy.check_passages=24",
+    "max_length=64",
+]
+
+
+def domain_embed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    "The command, as a user runs it."
+    import os
+
+    command = [sys.executable, "-m", "domain_embed.pipeline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, check=False)
+
+
+def assert_ok(done: subprocess.CompletedProcess[str]) -> str:
+    "The output of a command that went well."
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    "One clear line that holds these words, and exit status 2."
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(lines) == 1 and lines[0].startswith("domain-embed: "), done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def set_options(*more: str) -> list[str]:
+    "The settings of a tiny run as options."
+    return [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Eight short pages of the example corpus."
+    folder = tmp_path_factory.mktemp("documents")
+    for name in ("bisect", "fnmatch", "glob", "linecache", "secrets", "timeit", "copy", "abc"):
+        text = (ROOT / "examples/python/documents/library" / f"{name}.md").read_text()
+        (folder / f"{name}.md").write_text(text[:5000])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    "A finished run of all five stages, and what it printed."
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    return run_dir, assert_ok(domain_embed("run", "--documents", documents, *set_options(), run_dir))

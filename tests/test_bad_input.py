@@ -1,0 +1,100 @@
+"""Whatever is wrong with what a user gives: one clear line, exit status 2, and nothing that was made is lost."""
+
+import http.server
+import threading
+
+import pytest
+from conftest import assert_refused, domain_embed, set_options
+
+from domain_embed.runs import read_manifest
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+def generate(folder, tmp_path, *settings, **environment):
+    return domain_embed("generate", "--documents", folder, *set_options(*settings), tmp_path / "run", **environment)
+
+
+def test_an_empty_folder(folder, tmp_path):
+    assert_refused(generate(folder, tmp_path), f"no documents found in {folder}", ".md .txt .html")
+
+
+def test_a_folder_of_images(folder, tmp_path):
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n")
+    assert_refused(generate(folder, tmp_path), f"no documents found in {folder}")
+
+
+def test_a_missing_path(tmp_path):
+    assert_refused(generate(tmp_path / "nowhere", tmp_path), "nowhere: there is no such file or folder")
+
+
+def test_an_unreadable_file(folder, tmp_path):
+    (folder / "a.txt").symlink_to(tmp_path / "gone.txt")
+    assert_refused(generate(folder, tmp_path), f"cannot read {folder}/a.txt (No such file or directory)")
+
+
+def test_a_file_that_is_not_text(folder, tmp_path):
+    (folder / "a.txt").write_bytes(b"caf\xe9")
+    assert_refused(generate(folder, tmp_path), f"{folder}/a.txt is not UTF-8 text (byte 3)")
+
+
+def test_a_huge_one_line_file(folder, tmp_path):
+    (folder / "a.txt").write_bytes(b"word " * 10_000_000)
+    assert_refused(generate(folder, tmp_path), f"{folder}/a.txt is 50 MB")
+
+
+def test_a_wrong_key_in_a_profile(folder, tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("finetune:\n  learning_rat: 1e-5\n")
+    done = domain_embed("run", "--documents", folder, "--profile", profile, tmp_path / "run")
+    assert_refused(done, str(profile), "no parameter 'learning_rat'", "did you mean 'learning_rate'?")
+
+
+def test_an_unreachable_llm(documents, tmp_path):
+    settings = ("generate.llm=m", "generate.llm_base_url=http://127.0.0.1:9/v1", "generate.llm_retries=0")
+    assert_refused(generate(documents, tmp_path, *settings, OPENAI_API_KEY="k"), "no LLM answers at http://127.0.0.1:9/v1/")
+
+
+def test_a_missing_api_key(documents, tmp_path):
+    assert_refused(generate(documents, tmp_path, "generate.llm=m", "generate.llm_key_variable=NO_KEY"), "NO_KEY is not set")
+
+
+def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # repeats the key, as a careless server might
+            body = f'{{"error": {{"message": "bad key {self.headers["Authorization"]}"}}}}'.encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = ("generate.llm=m", f"generate.llm_base_url=http://127.0.0.1:{server.server_port}/v1")
+    done = generate(documents, tmp_path, *settings, OPENAI_API_KEY="sk-very-secret")
+    server.shutdown()
+    assert_refused(done, "refuses the key in $OPENAI_API_KEY (HTTP 401)")
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-very-secret" in p.read_bytes()]
+    assert not written and "sk-very-secret" not in done.stdout
+
+
+def test_a_stage_without_the_one_before_it(tmp_path):
+    assert_refused(domain_embed("finetune", tmp_path / "run"), "run `domain-embed prepare")
+
+
+def test_nothing_is_lost(tiny_run):
+    run_dir = tiny_run[0]
+    before = read_manifest(run_dir, "generate")
+    done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_key_variable=NO_KEY", run_dir)
+    assert_refused(done, "NO_KEY is not set")
+    assert read_manifest(run_dir, "generate") == before
+    done = domain_embed("generate", "--set", "generate.llm=embedded", "--set", "generate.llm_key_variable=OPENAI_API_KEY", run_dir)
+    assert "nothing has changed, skipped" in done.stdout

@@ -1,0 +1,81 @@
+"""The whole pipeline, as its users meet it: the command, the run folder, papermill by hand, the served endpoint."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT, assert_ok, domain_embed, set_options
+
+from domain_embed.runs import STAGES, read_manifest, sha256, stage_folder
+
+
+def test_a_run_leaves_what_it_promises(tiny_run):
+    run_dir, printed = tiny_run
+    assert "nDCG@10 base" in printed and f"report: {run_dir.resolve()}/report.html" in printed
+    for stage in STAGES[:5]:
+        manifest = read_manifest(run_dir, stage)
+        assert manifest["outputs"] and all(sha256(run_dir / name) == entry["sha256"] for name, entry in manifest["outputs"].items())
+    evaluated = read_manifest(run_dir, "evaluate")["metrics"]["generated"]
+    assert 0 < evaluated["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
+    notebooks = sorted(p.name for p in (run_dir / "notebooks").iterdir())
+    assert notebooks == ["10_generate.ipynb", "20_prepare.ipynb", "30_finetune.ipynb", "40_evaluate.ipynb", "50_export.ipynb"]
+    assert (run_dir / "report.html").read_text().count("data:image/png;base64") >= 5
+
+
+def test_what_has_not_changed_is_not_done_again(tiny_run):
+    run_dir, _ = tiny_run
+    printed = assert_ok(domain_embed("run", run_dir))
+    assert printed.count("nothing has changed, skipped") == 5
+
+
+def test_a_change_is_done_and_said(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    printed = assert_ok(domain_embed("prepare", "--set", "prepare.num_negatives=2", run_dir))
+    assert "num_negatives changed from 5 to 2" in printed
+    printed = assert_ok(domain_embed("evaluate", run_dir))
+    assert "2_prepare/eval_beir" not in printed and "nothing has changed" in printed  # the test set did not depend on it
+
+
+def test_papermill_by_hand_does_the_same(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    expected = read_manifest(run_dir, "finetune")
+    shutil.rmtree(stage_folder(run_dir, "finetune"))
+    options = [part for name, value in expected["parameters"].items() for part in ("-r" if isinstance(value, str) else "-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", ROOT / "nbs/30_finetune.ipynb", tmp_path / "out.ipynb", "-p", "run_dir", str(run_dir), *options]
+    subprocess.run(command, check=True, capture_output=True)
+    found = read_manifest(run_dir, "finetune")
+    assert found["outputs"] == expected["outputs"] and found["metrics"] == expected["metrics"]
+
+
+def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    printed = assert_ok(domain_embed("deploy", "--check", run_dir))
+    assert "/v1/embeddings gives nDCG@10" in printed
+    check = json.loads((run_dir / "6_deploy/check.json").read_text())
+    assert abs(check["ndcg@10_change"]) <= 0.01 and check["cosine_min"] > 0.999
+
+
+def _kill_tree(process: subprocess.Popen) -> None:
+    "kill -9 of the command alone; its kernel has to find out for itself."
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_kill_and_continue(documents, tiny_run, tmp_path):
+    expected, run_dir = tiny_run[0], tmp_path / "killed"
+    command = [sys.executable, "-m", "domain_embed.pipeline", "run", "--documents", str(documents), *set_options(), str(run_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    replies = run_dir / "cache/replies.jsonl"
+    deadline = time.monotonic() + 120
+    while not (replies.exists() and replies.read_bytes().count(b"\n") >= 7):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    _kill_tree(process)
+    assert not (run_dir / "1_generate").exists()
+    assert_ok(domain_embed("generate", run_dir))
+    for name in ("questions.jsonl", "passages.jsonl", "dropped.jsonl"):
+        assert (run_dir / "1_generate" / name).read_bytes() == (expected / "1_generate" / name).read_bytes()
