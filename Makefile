@@ -39,9 +39,12 @@ walkthrough: .venv/installed
 	for n in nbs/[1-6]0_*.ipynb; do $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$n || exit 1; done
 	$(BIN)/nbdev_clean
 
+# the rendered site, in _docs/
 docs: .venv/installed
 	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
-	$(BIN)/smalldocs render _proc --output ../_docs
+	cp nbs/_smalldocs.yml _proc/
+	$(BIN)/smalldocs render --quiet _proc
+	rm -rf _docs && mv _proc/_site _docs
 
 clean:
 	rm -rf build dist _proc _docs *.egg-info

@@ -54,8 +54,8 @@ def served(
     ready_seconds: float,
 ) -> Iterator[str]:  # base URL, .../v1
     "A running server; stopped at the end."
-    url = f"http://127.0.0.1:{command[-1]}/v1"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+    url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
+    with subprocess.Popen([*command, "--until-eof"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
         try:
             deadline = time.monotonic() + ready_seconds
             while not _ready(url):

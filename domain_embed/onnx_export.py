@@ -69,6 +69,6 @@ def quantize_int8(
     source: Path,  # model.onnx
     target: Path,  # model_int8.onnx
 ) -> Path:  # `target`
-    "Store the matrices in 8 bits (dynamic quantisation)."
-    quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8)
+    "Store the weights in 8 bits (dynamic quantisation)."
+    quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True, weight_type=QuantType.QInt8)
     return target

@@ -46,6 +46,18 @@ def run_stage(
     return manifest
 
 
+class _Bars:
+    "A terminal that shows a kernel's progress bars, and leaves its warnings to the executed notebook."
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):  # a bar begins with a carriage return, and its last state ends the line
+            if line.startswith("\r") or line in ("\n", "\r"):
+                sys.stderr.write(line)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:
     "Run the notebook with papermill; the executed one goes to notebooks/."
     import papermill  # takes a second, and --help should not
@@ -54,7 +66,6 @@ def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:
     source = stage_notebook(stage)
     target = run_dir / "notebooks" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    in_terminal = sys.stderr.isatty()
     os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
     try:
         papermill.execute_notebook(
@@ -63,7 +74,8 @@ def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:
             parameters={"run_dir": str(run_dir), **values},
             kernel_name="python3",
             progress_bar=False,
-            stderr_file=sys.stderr if in_terminal else None,
+            stderr_file=_Bars() if sys.stderr.isatty() else None,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own remarks
         )
     except PapermillExecutionError as error:
         if error.ename == "InputError":

@@ -8,6 +8,10 @@ __all__ = ['MAX_TEXTS', 'EmbeddingRequest', 'embed', 'create_app', 'main']
 # %% ../nbs/61_service.ipynb #7bb3c9cb
 import argparse
 import base64
+import os
+import signal
+import sys
+import threading
 from typing import Annotated, Literal
 
 import numpy as np
@@ -107,7 +111,12 @@ def main(
     parser.add_argument("--name", default="domain_embed", help="what clients call the model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--until-eof", action="store_true", help="stop when standard input closes, as it does when the process that started this one dies"
+    )
     options = parser.parse_args(arguments)
+    if options.until_eof:
+        threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
     app = create_app(load_exported(options.folder, options.graph), options.name)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
