@@ -24,14 +24,15 @@ def read_jsonl(
     required: tuple[str, ...] = (),  # keys that every object must have
 ) -> Iterator[dict]:
     "The objects of a JSON lines file."
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON ({error.msg}): one object a line is expected") from None
+            except ValueError as error:  # not JSON, or not UTF-8
+                reason = getattr(error, "msg", None) or error.reason
+                raise InputError(f"{path}:{number}: not JSON ({reason}): one object a line is expected") from None
             missing = [key for key in required if not isinstance(value, dict) or key not in value]
             if missing:
                 raise InputError(f"{path}:{number}: no {missing[0]!r} in this line: {', '.join(required)} are expected")
@@ -87,8 +88,11 @@ def read_passages(
     "Read a BEIR corpus; without metadata, a passage is its own document."
     passages = []
     for row in read_jsonl(path, required=("_id", "text")):
-        document = (row.get("metadata") or {}).get("document") or str(row["_id"])
-        passages.append(Passage(str(row["_id"]), document, row.get("title") or "", row["text"]))
+        metadata, text = row.get("metadata"), row["text"]
+        if not isinstance(text, str):
+            raise InputError(f"{path}: the text of {row['_id']!r} is {text!r}: a string is expected")
+        document = str(metadata.get("document") or row["_id"]) if isinstance(metadata, dict) else str(row["_id"])
+        passages.append(Passage(str(row["_id"]), document, row.get("title") or "", text))
     seen = {p.id for p in passages}
     if len(seen) < len(passages):
         raise InputError(f"{path}: {len(passages) - len(seen)} passages share an _id with another: every _id must be unique")

@@ -7,7 +7,6 @@ __all__ = ['CARD', 'run_finetune']
 
 # %% ../nbs/30_finetune.ipynb #f0ec9439
 import shutil
-from pathlib import Path
 
 import transformers
 
@@ -18,7 +17,7 @@ from .runs import InputError, artefact, open_stage, write_atomic
 from .training import METRIC, batch_size_for, train, training_dataset, validator
 
 # %% ../nbs/30_finetune.ipynb #7ddd1da1
-CARD = """# {name}
+CARD = """# A domain model
 
 Fine-tuned by domain_embed from `{base}` on {rows} rows of questions that a language model wrote about one set of documents.
 
@@ -59,15 +58,15 @@ def run_finetune(
         stage.read(artefact(run_dir, "prepare", "corpus"))
         transformers.set_seed(seed)
         model = load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code)
-        model.max_seq_length = min(train_max_length, model.max_seq_length)
-        dataset = training_dataset(rows, texts, train_negatives, seed)
+        length = model.max_seq_length  # max_length, or what the model can at most
+        model.max_seq_length = min(train_max_length, length)
+        dataset = training_dataset(rows, texts, train_negatives)
         if not len(dataset):
-            raise InputError(
-                f"{len(rows)} training rows and {len(texts)} passages make no row with {train_negatives} negatives: lower finetune.train_negatives or generate more questions"
-            )
+            raise InputError(f"none of {len(rows)} training rows has a hard negative: lower prepare.max_positive_fraction, or give more documents")
         evaluator = validator(dev, val_passages, batch_size=32, seed=seed)
         before = evaluator(model)[METRIC]
         work = stage.folder.parent / "checkpoints"
+        shutil.rmtree(work, ignore_errors=True)  # a killed training begins again, and ends with the same weights
         size = batch_size_for(len(dataset), batch_size)
         curve = [{"step": 0, "val_ndcg@10": before}] + train(
             model,
@@ -86,20 +85,26 @@ def run_finetune(
         after = max(r["val_ndcg@10"] for r in curve[1:] if "val_ndcg@10" in r)
         shutil.rmtree(work)
 
-        model.max_seq_length = max_length
+        model.max_seq_length = length
         folder = stage.folder / "model"
         model.save_pretrained(str(folder), create_model_card=False)
         card = CARD.format(
-            name=Path(run_dir).resolve().name,
             base=base_model,
             rows=len(dataset),
             query=model.prompts["query"],
             passage=model.prompts["document"],
-            length=max_length,
+            length=length,
             before=before,
             after=after,
         )
         write_atomic(folder / "README.md", card)
         write_jsonl(stage.folder / "curve.jsonl", curve)
-        stage.metrics |= {"rows": len(dataset), "batch_size": size, "steps": curve[-1]["step"], "val_ndcg@10_base": before, "val_ndcg@10_best": after}
+        stage.metrics |= {
+            "rows": len(dataset),
+            "rows_dropped": len(rows) - len(dataset),
+            "batch_size": size,
+            "steps": curve[-1]["step"],
+            "val_ndcg@10_base": before,
+            "val_ndcg@10_best": after,
+        }
     return stage.manifest

@@ -42,6 +42,7 @@ def run_generate(
     llm: str,  # "embedded", or a name at `llm_base_url`
     llm_base_url: str,
     llm_key_variable: str,
+    llm_max_tokens: int,
     llm_concurrency: int,
     llm_retries: int,
     base_model: str,
@@ -60,12 +61,13 @@ def run_generate(
         if not documents:
             raise InputError("no documents given: say --documents FOLDER (files of .md .txt .html) or --documents corpus.jsonl")
         cache = Path(run_dir) / "cache"
-        passages = read_corpus(documents, base_model, passage_tokens)
-        stage.read(documents)
+        if not Path(documents).exists():
+            raise InputError(f"{documents} does not exist: give a folder of documents, or a BEIR corpus.jsonl")
         model = load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code)
+        passages = read_corpus(stage.read(documents), model.tokenizer, passage_tokens)
 
         by_example = llm == "embedded"
-        planned = plan(choose(passages, max_passages, seed), by_example, questions_per_passage, multi_hop_share, seed)
+        planned = plan(choose(passages, max_passages, seed), by_example, questions_per_passage, multi_hop_share, llm_max_tokens, seed)
         server = embedded_llm() if by_example else nullcontext(connect(llm, llm_base_url, llm_key_variable, llm_concurrency, llm_retries))
         with server as connected:
             replies = ask(connected, [job for _, job in planned], Replies(cache / "replies.jsonl"))
@@ -86,6 +88,10 @@ def run_generate(
             )
 
         write_passages(stage.folder / "passages.jsonl", passages)
+        write_jsonl(
+            stage.folder / "replies.jsonl",
+            ({"passages": [p.id for p in about], "replies": r} for (about, _), r in zip(planned, replies, strict=True)),
+        )
         write_questions(stage.folder / "questions.jsonl", kept)
         write_jsonl(
             stage.folder / "dropped.jsonl", ({"text": q.text, "positives": q.positives, "why": dropped[q.id]} for q in questions if q.id in dropped)

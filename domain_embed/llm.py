@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import httpx
 import openai
 
 from .encode import packaged_file
@@ -50,7 +51,9 @@ def connect(
     key = os.environ.get(key_variable)
     if not key:
         raise InputError(f"the environment variable {key_variable} is not set: put the LLM's key there (any word, if it needs none)")
-    client = openai.OpenAI(base_url=base_url or None, api_key=key, timeout=timeout, max_retries=retries)
+    if not key.isascii() or not key.isprintable():
+        raise InputError(f"the key in ${key_variable} has characters that no key has: copy it again")
+    client = openai.OpenAI(base_url=base_url or None, api_key=key, timeout=httpx.Timeout(timeout, connect=10), max_retries=retries)
     return LLM(model, [client] * concurrency, str(client.base_url), key_variable)
 
 # %% ../nbs/12_llm.ipynb #b1a5d0cc
@@ -75,10 +78,11 @@ def embedded_llm() -> Iterator[LLM]:
         settings.verbosity = 0
         return xllamacpp.Server(settings)
 
-    servers = [start() for _ in range(os.cpu_count() or 1)]
+    servers = [start() for _ in range(min(8, len(os.sched_getaffinity(0))))]
     urls = [f"{server.listening_address}/v1" for server in servers]
     try:
-        yield LLM("SmolLM2-135M-Instruct.Q4_1", [openai.OpenAI(base_url=url, api_key="none", timeout=600) for url in urls], urls[0])
+        here = openai.DefaultHttpxClient(trust_env=False)  # a proxy is for elsewhere
+        yield LLM("SmolLM2-135M-Instruct.Q4_1", [openai.OpenAI(base_url=url, api_key="none", timeout=600, http_client=here) for url in urls], urls[0])
     finally:
         servers.clear()  # a server stops when nothing refers to it
 
@@ -124,11 +128,17 @@ class Job:
 
 
 def _call(llm: LLM, client: openai.OpenAI, body: dict[str, Any]) -> str:
-    "One reply; what the user can mend is an `InputError`."
+    'One reply, "" where it was cut short; what the user can mend is an `InputError`.'
     try:
         if "prompt" in body:
-            return client.completions.create(model=llm.model, **body).choices[0].text
-        return client.chat.completions.create(model=llm.model, **body).choices[0].message.content or ""
+            choice = client.completions.create(model=llm.model, **body).choices[0]
+            return choice.text if choice.finish_reason != "length" else ""
+        choice = client.chat.completions.create(model=llm.model, **body).choices[0]
+        return (choice.message.content or "") if choice.finish_reason != "length" else ""
+    except (TypeError, IndexError, AttributeError, openai.APIResponseValidationError):
+        raise InputError(
+            f"what answers at {llm.address} is not an OpenAI-compatible server: correct generate.llm_base_url (it often ends in /v1)"
+        ) from None
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise InputError(f"the LLM at {llm.address} refuses the key in ${llm.key_variable} (HTTP {error.status_code}): set the right one") from None
     except openai.APIConnectionError as error:
@@ -147,10 +157,13 @@ def _do(llm: LLM, client: openai.OpenAI, job: Job, replies: Replies) -> list[str
     if not all(key in replies.known for key in keys):
         for prompt in job.warm:
             _call(llm, client, {"prompt": prompt, "max_tokens": 1, "temperature": 0})
+    answers = []
     for key, body in zip(keys, job.bodies, strict=True):
-        if key not in replies.known:
-            replies.add(key, _call(llm, client, body))
-    return [replies.known[key] for key in keys]
+        answer = replies.known.get(key) or _call(llm, client, body)
+        if answer and key not in replies.known:  # an empty one may be asked for again by a later run
+            replies.add(key, answer)
+        answers.append(answer)
+    return answers
 
 # %% ../nbs/12_llm.ipynb #db7358d0
 def ask(

@@ -30,7 +30,7 @@ def per_query(
     for query, judged in qrels.items():
         values = found.get(query, {})
         row = {f"{our}@{k}": values.get(f"{trec}_{k}", 0.0) for our, trec in MEASURES.items() for k in k_values}
-        first_ten = sorted(rankings.get(query, {}).items(), key=lambda item: (-item[1], item[0]))[:10]
+        first_ten = sorted(rankings.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:10]  # ties as trec_eval has them
         ranks = [rank for rank, (passage, _) in enumerate(first_ten, start=1) if judged.get(passage, 0) > 0]
         rows[query] = row | {"MRR@10": 1 / ranks[0] if ranks else 0.0}
     return pd.DataFrame.from_dict(rows, orient="index")

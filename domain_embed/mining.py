@@ -43,14 +43,24 @@ def mine(
     for n, question in enumerate(questions):
         positives = [row[p] for p in question.positives]
         lowest = float((passage_vectors[positives] @ query_vectors[n]).min())
-        found = pool[columns[n]]
-        is_positive = np.isin(found, positives)
-        below = (scores[n] <= threshold(lowest, max_positive_fraction)) & ~is_positive
-        kept = below & (np.cumsum(below) <= num_negatives)
-        verdict = np.select([is_positive, ~below, kept], ["positive", "above the line", "kept"], "not needed")
-        columns_of = {"query": question.id, "candidate": [passage_ids[i] for i in found], "score": scores[n], "rank": np.arange(1, len(found) + 1)}
-        tables.append(pd.DataFrame(columns_of | {"verdict": verdict, "lowest_positive": lowest}))
+        near, found = scores[n], pool[columns[n]]
+        verdict = _judge(near, np.isin(found, positives), lowest, max_positive_fraction, num_negatives)
+        if (verdict == "kept").sum() < num_negatives and len(found) < len(pool):
+            near, columns_all = (a[0] for a in top_k(query_vectors[n : n + 1], passage_vectors[pool], len(pool)))
+            found = pool[columns_all]
+            verdict = _judge(near, np.isin(found, positives), lowest, max_positive_fraction, num_negatives)
+            end = max(candidates, np.flatnonzero(verdict == "kept").max(initial=-1) + 1)
+            near, found, verdict = near[:end], found[:end], verdict[:end]
+        table = {"query": question.id, "candidate": [passage_ids[i] for i in found], "score": near, "rank": np.arange(1, len(found) + 1)}
+        tables.append(pd.DataFrame(table | {"verdict": verdict, "lowest_positive": lowest}))
     return pd.concat(tables, ignore_index=True)
+
+
+def _judge(scores: np.ndarray, is_positive: np.ndarray, lowest: float, max_positive_fraction: float, num_negatives: int) -> np.ndarray:
+    "A verdict for each of a query's candidates, best first."
+    below = (scores <= threshold(lowest, max_positive_fraction)) & ~is_positive
+    kept = below & (np.cumsum(below) <= num_negatives)
+    return np.select([is_positive, ~below, kept], ["positive", "above the line", "kept"], "not needed")
 
 # %% ../nbs/22_mining.ipynb #67ace421
 def training_rows(

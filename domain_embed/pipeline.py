@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from .beir import read_beir
 from .profiles import find_profile, load_profile, override, stage_notebook, stage_parameters
 from .report import headline, write_report
-from .runs import STAGES, InputError, lock, read_manifest, why_run, write_run
+from .runs import STAGES, InputError, asset, lock, read_manifest, stage_folder, why_run, write_atomic, write_run
 
 # %% ../nbs/70_pipeline.ipynb #45ed8946
 def _say(text: str) -> None:
@@ -34,6 +37,8 @@ def run_stage(
     "Run a stage's notebook, unless nothing has changed."
     run_dir, place = Path(run_dir), f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}"
     why = why_run(run_dir, stage, values)
+    if why is None and not _notebook_ended(run_dir, stage):
+        why = "its notebook did not run to the end"
     if why is None:
         manifest = read_manifest(run_dir, stage)
         _say(f"{place}: nothing has changed, skipped\n      {headline(manifest)}")
@@ -44,6 +49,12 @@ def run_stage(
     manifest = read_manifest(run_dir, stage)
     _say(f"      {headline(manifest)}\n      {time.monotonic() - start:.0f} s")
     return manifest
+
+
+def _notebook_ended(run_dir: Path, stage: str) -> bool:
+    "Whether the executed notebook belongs to the stage's manifest: its checks come after what the stage writes."
+    notebook = run_dir / "notebooks" / stage_notebook(stage).name
+    return notebook.exists() and notebook.stat().st_mtime >= (stage_folder(run_dir, stage) / "manifest.json").stat().st_mtime
 
 
 class _Bars:
@@ -61,16 +72,18 @@ class _Bars:
 def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:
     "Run the notebook with papermill; the executed one goes to notebooks/."
     import papermill  # takes a second, and --help should not
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     source = stage_notebook(stage)
     target = run_dir / "notebooks" / source.name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    failed = target.with_suffix(".failed.ipynb")
+    write_atomic(target.with_suffix(".yaml"), yaml.safe_dump({"run_dir": str(run_dir), **values}, allow_unicode=True, sort_keys=False))
     os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
     try:
         papermill.execute_notebook(
             source,
-            target,
+            failed,  # until it has ended well
             parameters={"run_dir": str(run_dir), **values},
             kernel_name="python3",
             progress_bar=False,
@@ -80,9 +93,20 @@ def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:
     except PapermillExecutionError as error:
         if error.ename == "InputError":
             raise InputError(error.evalue) from None
-        raise RuntimeError(f"{stage} failed: {error.ename}: {error.evalue}\nThe traceback is in {target}") from None
+        raise RuntimeError(f"{stage} failed: {error.ename}: {error.evalue} (traceback in {failed})") from None
+    except DeadKernelError:
+        raise RuntimeError(f"{stage}: the notebook's kernel died, out of memory perhaps (notebook so far: {failed})") from None
+    failed.replace(target)
 
 # %% ../nbs/70_pipeline.ipynb #945be7c5
+def _paths(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    "Only what says where the user's files are: another profile does not change that."
+    return {
+        stage: {n: v for n, v in values.items() if getattr(stage_parameters(stage).get(n), "kind", "") == "path" and v}
+        for stage, values in settings.items()
+    }
+
+
 def settings_for(
     run_dir: str | Path,  # run folder
     profile: str | None,  # None: as the run folder has it, else embedded
@@ -90,15 +114,17 @@ def settings_for(
 ) -> tuple[str, dict[str, dict[str, Any]]]:  # profile's name, {stage: {parameter: value}}
     "The parameters of every stage."
     recorded = Path(run_dir) / "run.json"
+    run = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else {"profile": "embedded", "settings": {}}
     if profile is None and recorded.exists():
-        run = json.loads(recorded.read_text(encoding="utf-8"))
-        profile, known = run["profile"], run["settings"]
-        settings = {s: {n: known.get(s, {}).get(n, p.default) for n, p in stage_parameters(s).items()} for s in STAGES}
+        profile, settings = run["profile"], load_profile("embedded")
     else:
-        profile = profile or "embedded"
-        settings = load_profile(profile)
+        path = find_profile(profile or "embedded")
+        settings = load_profile(str(path))
+        profile, run["settings"] = path.stem if path.parent == asset("profiles") else str(path.resolve()), _paths(run["settings"])
+    for stage, values in settings.items():
+        values |= {n: v for n, v in run["settings"].get(stage, {}).items() if n in values}
     override(settings, assignments)
-    return str(profile if profile == find_profile(profile).stem else find_profile(profile).resolve()), settings
+    return profile, settings
 
 # %% ../nbs/70_pipeline.ipynb #b5e8a399
 ABOUT = {
@@ -121,10 +147,11 @@ A run that was stopped, in whatever way, is continued by the same command. What 
 
 def _parameter_help(stages: tuple[str, ...]) -> str:
     "Parameters as the notebooks describe them."
-    lines = ["parameters (--set STAGE.NAME=VALUE, or in a profile; the defaults shown are the walkthrough's):"]
+    settings = load_profile("embedded")
+    lines = ["parameters, with the values of the profile embedded (change them with --set STAGE.NAME=VALUE, or in a profile):"]
     for stage in stages:
         lines.append(f"\n  {stage}")
-        lines += [f"    {p.name} = {json.dumps(p.default)}\n        {p.help}" for p in stage_parameters(stage).values()]
+        lines += [f"    {p.name} = {json.dumps(settings[stage][p.name])}\n        {p.help}" for p in stage_parameters(stage).values()]
     return "\n".join(lines)
 
 
@@ -152,6 +179,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", metavar="NAME", help="a profile's name or a .yaml file (default: as RUN_DIR was run before, else embedded)")
         command.add_argument("--set", metavar="STAGE.NAME=VALUE", action="append", default=[], help="change one parameter; may be repeated")
         if name == "deploy":
+            command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
+            command.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
             command.add_argument("--check", action="store_true", help="check the endpoint and stop, instead of serving")
     return top
 
@@ -166,22 +195,26 @@ def run_command(options: argparse.Namespace) -> None:
             raise InputError(f"--documents {options.documents}: there is no such file or folder")
         assignments.append(f"generate.documents={options.documents}")
     profile, settings = settings_for(run_dir, options.profile, assignments)
-    with lock(run_dir):
-        write_run(run_dir, settings, profile, sys.argv)
+    if settings["evaluate"]["test_set"]:
+        read_beir(settings["evaluate"]["test_set"])  # a mistake in it is better found now than after the training
     for stage in STAGES[:5] if options.command == "run" else (options.command,):
         run_stage(run_dir, stage, settings[stage])
-        report = write_report(run_dir)
+        with lock(run_dir):  # what a stage has accepted is what the run folder remembers
+            write_run(run_dir, settings, profile, sys.argv)
+            report = write_report(run_dir)
     _say(f"\nreport: {report.resolve()}")
     if options.command == "deploy" and not options.check:
-        _serve(run_dir, settings["deploy"])
+        _serve(run_dir, settings["deploy"], options.host, options.port)
 
 
-def _serve(run_dir: Path, values: dict[str, Any]) -> None:
+def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:
     "Serve in the foreground until interrupted."
-    command = json.loads((run_dir / "6_deploy" / "check.json").read_text(encoding="utf-8"))["serve"]
-    _say(f"serving http://{values['host']}:{values['port']}/v1/embeddings as {values['model_name']!r}; Ctrl-C stops")
-    if status := subprocess.run([sys.executable, *command[1:]], check=False).returncode:
-        raise InputError(f"the server ended with status {status}: is port {values['port']} in use? --set deploy.port=… takes another")
+    from domain_embed.deploy import serve_command  # brings PyTorch
+
+    command = serve_command(run_dir, values["graph"], values["model_name"], host, port)
+    _say(f"serving http://{host}:{port}/v1/embeddings as {values['model_name']!r}; Ctrl-C stops")
+    if status := subprocess.run(command, check=False).returncode:
+        raise InputError(f"the server ended with status {status}: if port {port} is in use, --port takes another")
 
 
 def main(
@@ -191,9 +224,12 @@ def main(
     options = parser().parse_args(arguments)
     try:
         run_command(options)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.stderr.write(f"domain-embed: {error}\n")
         return 2
+    except RuntimeError as error:
+        sys.stderr.write(f"domain-embed: {error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: the same command continues\n")
         return 130

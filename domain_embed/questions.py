@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 from typing import Any
+from zlib import crc32
 
 from .beir import Passage, Question
 from .llm import Job
@@ -57,6 +58,7 @@ def chat_job(
     passages: Sequence[Passage],  # one; or two or more, for questions that need all of them
     number: int,  # questions to ask for
     seed: int,
+    max_tokens: int,  # of the reply, its reasoning included
 ) -> Job:
     "Ask by instruction: one reply with all questions."
     texts = "\n\n".join(f"<text>\n{p.content}\n</text>" for p in passages)
@@ -72,7 +74,7 @@ def chat_job(
             {"role": "system", "content": TOLD + hops},
             {"role": "user", "content": f"{texts}\n\nWrite {number} questions."},
         ],
-        "max_tokens": 80 * number,
+        "max_tokens": max_tokens,
         "temperature": 0.7,
         "seed": seed,
         "response_format": {"type": "json_schema", "json_schema": {"name": "questions", "schema": schema, "strict": True}},
@@ -107,14 +109,15 @@ def plan(
     by_example: bool,  # the small model's way
     per_passage: int,  # questions a passage
     multi_hop_share: float,  # of all questions; 0 by example, which is too weak for it
+    max_tokens: int,  # of a reply, in the capable model's way
     seed: int,
 ) -> list[tuple[list[Passage], Job]]:
     "What to ask: the passages of each job, and the job."
     if by_example:
-        return [([p], completion_job(p, per_passage, seed + n * per_passage)) for n, p in enumerate(passages)]
-    single = [([p], chat_job([p], per_passage, seed)) for p in passages]
+        return [([p], completion_job(p, per_passage, seed + crc32(p.id.encode()))) for p in passages]  # a passage's seed is its own
+    single = [([p], chat_job([p], per_passage, seed, max_tokens)) for p in passages]
     hops = round(len(single) * multi_hop_share / (1 - multi_hop_share))
-    return single + [(list(pair), chat_job(pair, per_passage, seed)) for pair in neighbours(passages, hops, seed)]
+    return single + [(list(pair), chat_job(pair, per_passage, seed, max_tokens)) for pair in neighbours(passages, hops, seed)]
 
 
 def collect(

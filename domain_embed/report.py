@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from .runs import STAGES, read_manifest, stage_folder, write_atomic
+from .runs import STAGES, read_manifest, stage_folder, why_run, write_atomic
 
 # %% ../nbs/71_report.ipynb #93d7e21e
 def headline(
@@ -26,7 +26,9 @@ def headline(
             q = m["questions"]
             return f"{q['train']} training, {q['dev']} validation and {q['test']} test questions; {m['training_rows']} rows, {m['candidates']['kept']} hard negatives"
         case "finetune":
-            return f"{m['steps']} steps of {m['batch_size']} rows; validation nDCG@10 {m['val_ndcg@10_base']:.4f} → {m['val_ndcg@10_best']:.4f}"
+            before, after = m["val_ndcg@10_base"], m["val_ndcg@10_best"]
+            worse = "; on validation the base model is better" if after < before else ""
+            return f"{m['steps']} steps of {m['batch_size']} rows; validation nDCG@10 {before:.4f} → {after:.4f}{worse}"
         case "evaluate":
             return "; ".join(f"{name} queries: nDCG@10 {_change(values)}" for name, values in m.items())
         case "export":
@@ -78,7 +80,7 @@ details { margin: .5rem 0 } code { overflow-wrap: anywhere } .big { font-size: 1
 <p>{{ run.settings.generate.documents }} · profile {{ run.profile }} · base model {{ run.settings.finetune.base_model }}</p>
 {% for m in manifests if m.stage == "evaluate" %}
 <div class="wide"><table><tr><th>queries</th><th class="n">number</th><th>metric</th><th class="n">base</th><th class="n">tuned</th><th class="n">change</th><th>95% interval of the change</th></tr>
-{% for set, v in m.metrics.items() %}{% for metric in ["nDCG@10", "Recall@10", "MRR@10", "MAP@10"] %}
+{% for set, v in m.metrics.items() %}{% for metric, range in v.change.items() if "low" in range %}
 <tr><td>{{ set if loop.first }}</td><td class="n">{{ v.queries if loop.first }}</td><td>{{ metric }}</td><td class="n">{{ "%.4f" | format(v.base[metric].mean) }}</td>
 <td class="n">{{ "%.4f" | format(v.finetuned[metric].mean) }}</td><td class="n">{{ "%+.4f" | format(v.change[metric].mean) }}</td>
 <td>{{ "%+.4f" | format(v.change[metric].low) }} to {{ "%+.4f" | format(v.change[metric].high) }}</td></tr>
@@ -89,6 +91,7 @@ zero means that this test set cannot tell the two models apart.</p>
 {% for m in manifests %}
 <h2>{{ loop.index }}. {{ m.stage }}</h2>
 <p class="big">{{ headline(m) }}</p>
+{% if stale[m.stage] %}<p><strong>Out of date:</strong> {{ stale[m.stage] }}. Run it again.</p>{% endif %}
 {% for text, png in pictures[m.stage] %}<figure style="margin: 1rem 0"><img alt="{{ text | e }}" src="data:image/png;base64,{{ png }}"></figure>{% endfor %}
 <details><summary>Parameters, {{ m.seconds }} s</summary><div class="wide"><table>
 {% for k, v in m.parameters.items() %}<tr><td>{{ k }}</td><td><code>{{ v }}</code></td></tr>{% endfor %}</table></div></details>
@@ -107,7 +110,8 @@ def write_report(
     run_dir = Path(run_dir)
     manifests = [read_manifest(run_dir, stage) for stage in STAGES if (stage_folder(run_dir, stage) / "manifest.json").exists()]
     shown = {stage: pictures(run_dir / "notebooks" / f"{n}0_{stage}.ipynb") for n, stage in enumerate(STAGES, start=1)}
+    stale = {m["stage"]: why_run(run_dir, m["stage"], m["parameters"]) for m in manifests}
     run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     template = Environment(autoescape=True).from_string(PAGE)
-    html = template.render(name=run_dir.resolve().name, run=run, manifests=manifests, pictures=shown, headline=headline)
+    html = template.render(name=run_dir.resolve().name, run=run, manifests=manifests, pictures=shown, stale=stale, headline=headline)
     return write_atomic(run_dir / "report.html", html)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -142,7 +143,7 @@ def code_sha256(
     for path in sorted(asset("nbs").glob(f"[0{number}]?_*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and (path.name.startswith(f"{number}0") or source.startswith("#| export")):
+            if cell["cell_type"] == "code" and (path.name.startswith(f"{number}0") or re.match(r"#\s*\|\s*export", source)):
                 digest.update(source.encode() + b"\0")
     return digest.hexdigest()
 
@@ -155,7 +156,9 @@ def why_run(
     "Why a stage has to run, if it has to."
     if not (stage_folder(run_dir, stage) / "manifest.json").exists():
         return "it has not run yet"
-    manifest = read_manifest(run_dir, stage)
+    manifest = json.loads((stage_folder(run_dir, stage) / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        return f"its manifest has schema version {manifest.get('schema_version')}, and this is {SCHEMA_VERSION}"
     old = manifest["parameters"]
     for name in sorted(old.keys() | parameters.keys()):
         if old.get(name) != parameters.get(name):
@@ -231,7 +234,16 @@ def lock(
         yield
 
 # %% ../nbs/00_runs.ipynb #910ea5d7
-def _finish(stage: Stage, parameters: dict, seconds: float) -> None:
+def _recover(final: Path, work: Path) -> None:
+    "Mend what a kill between the renames of `_finish` left: the finished folder, else the old one, is the stage's."
+    old = work.with_name(f"{final.name}.old")
+    if not final.exists() and (work / "manifest.json").exists():
+        work.rename(final)
+    elif not final.exists() and old.exists():
+        old.rename(final)
+
+
+def _finish(stage: Stage, parameters: dict, code: str, seconds: float) -> None:
     "Write the manifest last, then put the working folder in place of the old one."
     final = stage_folder(stage.run_dir, stage.name)
     outputs = {f"{final.name}/{p.name}": describe(p) for p in sorted(stage.folder.iterdir())}
@@ -245,7 +257,7 @@ def _finish(stage: Stage, parameters: dict, seconds: float) -> None:
         "metrics": stage.metrics,
         "seconds": round(seconds, 1),
         "versions": versions(),
-        "code_sha256": code_sha256(stage.name),
+        "code_sha256": code,
     }
     write_json(stage.folder / "manifest.json", stage.manifest)
     old = stage.folder.with_name(f"{final.name}.old")
@@ -267,16 +279,19 @@ def open_stage(
     parameters = {k: v for k, v in parameters.items() if k != "run_dir"}
     run_dir = Path(run_dir)
     with lock(run_dir):
+        final = stage_folder(run_dir, name)
+        work = run_dir / ".work" / final.name
+        _recover(final, work)
         if why_run(run_dir, name, parameters) is None:
-            final = stage_folder(run_dir, name)
             yield Stage(run_dir, name, final, done=True, manifest=read_manifest(run_dir, name))
             return
-        work = run_dir / ".work" / stage_folder(run_dir, name).name
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        stage, start = Stage(run_dir, name, work, done=False), time.monotonic()
+        stage, code, start = Stage(run_dir, name, work, done=False), code_sha256(name), time.monotonic()
+        if (base_model := parameters.get("base_model")) and Path(base_model).is_dir():
+            stage.read(base_model)
         yield stage
-        _finish(stage, parameters, time.monotonic() - start)
+        _finish(stage, parameters, code, time.monotonic() - start)
 
 # %% ../nbs/00_runs.ipynb #bfc4a63f
 def _output(*command: str) -> str | None:

@@ -29,13 +29,13 @@ def bm25_top_k(
     queries: Sequence[str],
     passages: Sequence[str],
     k: int,  # how many to return; at most the number of passages are
-) -> tuple[np.ndarray, np.ndarray]:  # scores float32 (queries, k), highest first, and passage rows int64 (queries, k)
+) -> tuple[np.ndarray, np.ndarray]:  # scores float32 (queries, k), highest first, and passage rows int64; row -1: no word in common
     "The best passages of every query by BM25 (Lucene's variant, k1 1.5, b 0.75, English stop words out)."
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(passages), stopwords="en", show_progress=False), show_progress=False)
     tokens = bm25s.tokenize(list(queries), stopwords="en", show_progress=False)
     rows, scores = index.retrieve(tokens, k=min(k, len(passages)), show_progress=False)
-    return scores, rows.astype(np.int64)
+    return scores, np.where(scores > 0, rows, -1).astype(np.int64)
 
 # %% ../nbs/03_search.ipynb #d5b1d479
 Ranking = dict[str, dict[str, float]]  # query id → passage id → score
@@ -48,4 +48,7 @@ def ranking(
     rows: np.ndarray,  # (queries, k), rows of `passage_ids`
 ) -> Ranking:
     "Scores and rows as ids."
-    return {query: {passage_ids[row]: float(score) for row, score in zip(rows[i], scores[i], strict=True)} for i, query in enumerate(query_ids)}
+    return {
+        query: {passage_ids[row]: float(score) for row, score in zip(rows[i], scores[i], strict=True) if row >= 0}
+        for i, query in enumerate(query_ids)
+    }

@@ -117,7 +117,10 @@ def main(
     options = parser.parse_args(arguments)
     if options.until_eof:
         threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
-    app = create_app(load_exported(options.folder, options.graph), options.name)
+    try:
+        app = create_app(load_exported(options.folder, options.graph), options.name)
+    except InputError as error:
+        parser.error(str(error))
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 # %% ../nbs/61_service.ipynb #fea2f173

@@ -9,7 +9,6 @@ __all__ = ['METRIC', 'batch_size_for', 'training_dataset', 'validator', 'Curve',
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import torch
 from datasets import Dataset
@@ -17,9 +16,12 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from sentence_transformers.util import cos_sim
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 from .beir import RetrievalSet, TrainingRow
+from .parity import sample_set
 from .runs import progress
 
 # %% ../nbs/31_training.ipynb #8fd986bd
@@ -37,22 +39,14 @@ def training_dataset(
     rows: Sequence[TrainingRow],
     texts: dict[str, str],  # passage id → text
     num_negatives: int,  # columns of negatives
-    seed: int,
 ) -> Dataset:  # columns "anchor", "positive", "negative_1", …
     "Training rows as the trainer takes them."
-    random, ids = Random(seed), sorted(texts)
     table: dict[str, list[str]] = {"anchor": [], "positive": []} | {f"negative_{n}": [] for n in range(1, num_negatives + 1)}
-    positives: dict[str, set[str]] = {}
     for row in rows:
-        positives.setdefault(row.query, set()).add(row.positive)
-    for row in rows:
-        negatives = [i for i, _ in row.negatives[:num_negatives]]
-        others = [i for i in ids if i not in positives[row.query] and i not in negatives] if len(negatives) < num_negatives else []
-        negatives += random.sample(others, min(num_negatives - len(negatives), len(others)))
-        if len(negatives) < num_negatives:
-            continue  # a corpus smaller than a row
-        for name, text in zip(table, [row.query, texts[row.positive], *(texts[i] for i in negatives)], strict=True):
-            table[name].append(text)
+        if row.negatives:
+            negatives = [texts[row.negatives[n % len(row.negatives)][0]] for n in range(num_negatives)]
+            for name, text in zip(table, [row.query, texts[row.positive], *negatives], strict=True):
+                table[name].append(text)
     return Dataset.from_dict(table)
 
 # %% ../nbs/31_training.ipynb #75d2f73f
@@ -63,11 +57,8 @@ def validator(
     seed: int,
 ) -> InformationRetrievalEvaluator:  # its primary metric is nDCG@10
     "Validation as the trainer takes it."
-    judged = {p for passages in dev.qrels.values() for p in passages}
-    others = [p for p in dev.passages if p.id not in judged]
-    if max_passages and len(judged) + len(others) > max_passages:
-        others = Random(seed).sample(others, max(0, max_passages - len(judged)))
-    corpus = {p.id: p.content for p in dev.passages if p.id in judged} | {p.id: p.content for p in others}
+    small = sample_set(dev, max_passages or len(dev.passages), seed)
+    corpus = {p.id: p.content for p in small.passages}
     relevant = {query: {p for p, grade in passages.items() if grade > 0} for query, passages in dev.qrels.items()}
     return InformationRetrievalEvaluator(
         queries=dev.queries,
@@ -79,7 +70,7 @@ def validator(
         map_at_k=[10],
         accuracy_at_k=[1],
         precision_recall_at_k=[10],
-        score_functions={"cosine": lambda a, b: a @ b.T},
+        score_functions={"cosine": cos_sim},
         main_score_function="cosine",
         batch_size=batch_size,
         write_csv=False,
@@ -163,13 +154,6 @@ def train(
     curve = Curve()
     loss = MultipleNegativesRankingLoss(model, scale=1 / temperature)
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss, evaluator=evaluator, callbacks=[curve])
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)  # would print every log line between our bars
     trainer.train()
     return curve.rows
-
-
-def _printer() -> type[TrainerCallback]:
-    "The callback that would print every log line between our bars."
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback

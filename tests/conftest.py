@@ -1,5 +1,6 @@
 """A tiny corpus, and one run of the whole pipeline on it with the real embedded models, shared by the tests."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+COMMAND = str(Path(sys.executable).parent / "domain-embed")
 SETTINGS = [
     "generate.max_passages=16",
     "generate.round_trip_k=50",
@@ -23,9 +25,7 @@ SETTINGS = [
 
 def domain_embed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     "The command, as a user runs it."
-    import os
-
-    command = [sys.executable, "-m", "domain_embed.pipeline", *map(str, arguments)]
+    command = [COMMAND, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, check=False)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from domain_embed import runs
 from domain_embed.profiles import find_profile, load_profile, read_parameters
 from domain_embed.runs import STAGES, asset
 
@@ -71,18 +72,46 @@ def test_parameters_cell_and_function_agree(stage):
                     assert shared[name] == parameter.help, f"{name} is described differently in {other.name}"
 
 
+def wrong_imports(texts: dict[str, str], number: dict[str, str]) -> list[str]:
+    "Imports of the package's modules (as nbdev writes them, `from .beir import …`) that run the wrong way."
+    found = []
+    for module, own in number.items():
+        for node in ast.walk(ast.parse(texts[module])):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                used = number[node.module]
+                shared, own_part = used[0] == "0", used[0] == own[0] and used[1] != "0"
+                if not (shared or own_part or own[0] == "7"):
+                    found.append(f"{module} ({own}) imports {node.module} ({used})")
+    return found
+
+
 def test_imports_run_one_way():
     number = {}
     for notebook in NOTEBOOKS:
         for cell in cells(notebook):
             if match := re.match(r"#\s*\|\s*default_exp (\w+)", source(cell)):
                 number[match.group(1)] = notebook.name[:2]
-    for module, own in number.items():
-        for node in ast.walk(ast.parse((ROOT / f"domain_embed/{module}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("domain_embed."):
-                used = number[node.module.split(".")[1]]
-                allowed = used[0] == "0" or (used[0] == own[0] and (used[1] != "0" or own[0] == "0")) or own[0] == "7"
-                assert allowed and (used != own), f"{module} ({own}) imports {node.module} ({used})"
+    texts = {module: (ROOT / f"domain_embed/{module}.py").read_text() for module in number}
+    assert len(number) > 20 and not wrong_imports(texts, number)
+    planted = texts | {"mining": texts["mining"] + "\nfrom .questions import plan\n"}
+    assert wrong_imports(planted, number) == ["mining (22) imports questions (13)"]
+
+
+def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    monkeypatch.setattr(runs, "asset", lambda name: tmp_path / name)
+    stages = {stage: runs.code_sha256(stage) for stage in STAGES}
+    for name, old, changed in (
+        ("22_mining", "below = ", {"prepare"}),
+        ("04_metrics", "K_VALUES = (1, ", set(STAGES)),
+        ("30_finetune", "# ## What happened", set()),
+    ):
+        path = tmp_path / f"nbs/{name}.ipynb"
+        text = path.read_text()
+        assert old in text or name == "30_finetune"
+        path.write_text(text.replace(old, old.replace("= ", "=  ")))
+        assert {stage for stage in STAGES if runs.code_sha256(stage) != stages[stage]} == changed
+        path.write_text(text)
 
 
 def test_notebooks_have_a_kernel_and_no_ids_of_machines():

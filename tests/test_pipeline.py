@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT, assert_ok, domain_embed, set_options
+from conftest import COMMAND, ROOT, assert_ok, domain_embed, set_options
 
 from domain_embed.runs import STAGES, read_manifest, sha256, stage_folder
 
@@ -21,7 +21,7 @@ def test_a_run_leaves_what_it_promises(tiny_run):
         assert manifest["outputs"] and all(sha256(run_dir / name) == entry["sha256"] for name, entry in manifest["outputs"].items())
     evaluated = read_manifest(run_dir, "evaluate")["metrics"]["generated"]
     assert 0 < evaluated["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
-    notebooks = sorted(p.name for p in (run_dir / "notebooks").iterdir())
+    notebooks = sorted(p.name for p in (run_dir / "notebooks").glob("*.ipynb"))
     assert notebooks == ["10_generate.ipynb", "20_prepare.ipynb", "30_finetune.ipynb", "40_evaluate.ipynb", "50_export.ipynb"]
     assert (run_dir / "report.html").read_text().count("data:image/png;base64") >= 5
 
@@ -44,11 +44,19 @@ def test_papermill_by_hand_does_the_same(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     expected = read_manifest(run_dir, "finetune")
     shutil.rmtree(stage_folder(run_dir, "finetune"))
-    options = [part for name, value in expected["parameters"].items() for part in ("-r" if isinstance(value, str) else "-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", ROOT / "nbs/30_finetune.ipynb", tmp_path / "out.ipynb", "-p", "run_dir", str(run_dir), *options]
+    values = run_dir / "notebooks/30_finetune.yaml"
+    command = [sys.executable, "-m", "papermill", ROOT / "nbs/30_finetune.ipynb", tmp_path / "out.ipynb", "-f", values, "-p", "run_dir", str(run_dir)]
     subprocess.run(command, check=True, capture_output=True)
     found = read_manifest(run_dir, "finetune")
     assert found["outputs"] == expected["outputs"] and found["metrics"] == expected["metrics"]
+
+
+def test_a_notebook_that_did_not_end_is_run_again(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    (run_dir / "notebooks/20_prepare.ipynb").unlink()
+    before = read_manifest(run_dir, "prepare")
+    assert "its notebook did not run to the end" in assert_ok(domain_embed("prepare", run_dir))
+    assert read_manifest(run_dir, "prepare") == before and (run_dir / "notebooks/20_prepare.ipynb").exists()
 
 
 def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
@@ -59,23 +67,20 @@ def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
     assert abs(check["ndcg@10_change"]) <= 0.01 and check["cosine_min"] > 0.999
 
 
-def _kill_tree(process: subprocess.Popen) -> None:
-    "kill -9 of the command alone; its kernel has to find out for itself."
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def test_kill_and_continue(documents, tiny_run, tmp_path):
     expected, run_dir = tiny_run[0], tmp_path / "killed"
-    command = [sys.executable, "-m", "domain_embed.pipeline", "run", "--documents", str(documents), *set_options(), str(run_dir)]
+    command = [COMMAND, "run", "--documents", str(documents), *set_options(), str(run_dir)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     replies = run_dir / "cache/replies.jsonl"
     deadline = time.monotonic() + 120
     while not (replies.exists() and replies.read_bytes().count(b"\n") >= 7):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    _kill_tree(process)
+    os.kill(process.pid, signal.SIGKILL)  # the command alone; its kernel has to find out for itself
+    process.wait()
     assert not (run_dir / "1_generate").exists()
-    assert_ok(domain_embed("generate", run_dir))
+    known = replies.read_bytes()
+    assert_ok(domain_embed("generate", "--documents", documents, *set_options(), run_dir))
+    assert replies.read_bytes().startswith(known[: known.rfind(b"\n")])  # nothing was asked twice
     for name in ("questions.jsonl", "passages.jsonl", "dropped.jsonl"):
         assert (run_dir / "1_generate" / name).read_bytes() == (expected / "1_generate" / name).read_bytes()

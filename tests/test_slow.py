@@ -5,11 +5,10 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import domain_embed, set_options
+from conftest import COMMAND, domain_embed, set_options
 
 from domain_embed.runs import STAGES, read_manifest
 
@@ -17,24 +16,23 @@ pytestmark = pytest.mark.slow
 
 
 def test_ten_kills_at_random_moments_change_nothing(documents, tiny_run, tmp_path):
-    run_dir, random_ = tmp_path / "killed", random.Random(0)
-    command = [sys.executable, "-m", "domain_embed.pipeline", "run", "--documents", str(documents), *set_options(), str(run_dir)]
-    killed = 0
-    while killed < 10:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(random_.uniform(1, 30))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            killed += 1
-        else:  # it ended before: begin again, the kills go on
-            assert process.returncode == 0
-            shutil.rmtree(run_dir)
-    assert domain_embed("run", run_dir).returncode == 0
-    for stage in STAGES[:5]:
-        found, expected = read_manifest(run_dir, stage), read_manifest(tiny_run[0], stage)
-        assert found["metrics"] == expected["metrics"], stage
-        assert found["outputs"] == expected["outputs"], stage
+    for moment in (random.Random(0).uniform(1, 100) for _ in range(10)):
+        run_dir = tmp_path / "killed"
+        command = ["run", "--documents", str(documents), *set_options(), str(run_dir)]
+        process = subprocess.Popen([COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moment)
+        print(
+            f"killed after {moment:.0f} s, with {[p.name for p in sorted(run_dir.glob('[1-6]_*'))]} done; ended before: {process.poll() is not None}",
+            flush=True,
+        )
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert domain_embed(*command).returncode == 0
+        for stage in STAGES[:5]:
+            found, expected = read_manifest(run_dir, stage), read_manifest(tiny_run[0], stage)
+            assert found["metrics"] == expected["metrics"], stage
+            assert found["outputs"] == expected["outputs"], stage
+        shutil.rmtree(run_dir)
 
 
 def test_tensorrt_plans_the_graph(tiny_run, tmp_path):

@@ -1,6 +1,7 @@
 """A built wheel, installed into a clean environment, used from an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,8 +12,9 @@ from conftest import ROOT, assert_ok, set_options
 
 
 def test_a_wheel_has_all_it_needs(documents, tmp_path):
-    # built from a copy of what git would give, installed without its dependencies, which stand in this environment
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", ROOT]
+    # built from a copy without what earlier builds left, installed without its dependencies, which stand in this environment
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "examples", "*.egg-info"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", source]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next((tmp_path / "dist").glob("domain_embed-*.whl"))
     venv.create(tmp_path / "env", with_pip=True)

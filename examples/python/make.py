@@ -66,6 +66,8 @@ def main(html: Path) -> None:
                     questions.append(Question(f"faq{len(questions)}", heading.text, "human", [passages[-1].id], document))
             kept = [b for b in blocks if not (folder == "faq" and b.level and b.text.endswith("?"))]
             write_atomic(HERE / "documents" / document, markdown(kept))
+    texts = [path.read_text(encoding="utf-8") for path in (HERE / "documents").rglob("*.md")] + [p.text for p in passages]
+    questions = [q for q in questions if not any(q.text in text for text in texts)]  # a page may link to a question by its words
     write_beir(HERE / "test_set", passages, questions, {"test": [q.id for q in questions]})
 
 
