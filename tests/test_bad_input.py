@@ -1,6 +1,7 @@
 """Whatever is wrong with what a user gives: one clear line, exit status 2, and nothing that was made is lost."""
 
 import http.server
+import shutil
 import threading
 
 import pytest
@@ -104,8 +105,8 @@ def test_a_stage_without_the_one_before_it(tmp_path):
     assert_refused(domain_embed("finetune", tmp_path / "run"), "run `domain-embed prepare")
 
 
-def test_nothing_is_lost(tiny_run):
-    run_dir = tiny_run[0]
+def test_nothing_is_lost(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     before = read_manifest(run_dir, "generate")
     done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_key_variable=NO_KEY", run_dir)
     assert_refused(done, "NO_KEY is not set")
