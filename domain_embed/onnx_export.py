@@ -45,7 +45,7 @@ def export_onnx(
     ids, mask = torch.ones((2, 8), dtype=torch.int64), torch.ones((2, 8), dtype=torch.int64)  # one tensor for both would be taken for one input
     axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=2, max=model.max_seq_length)}
     program = torch.onnx.export(
-        _Graph(model),
+        _Graph(model).eval(),
         (ids, mask),
         dynamo=True,
         verbose=False,

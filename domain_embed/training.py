@@ -137,6 +137,7 @@ def train(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         prompts=prompts if any(prompts.values()) else None,
         bf16=bf16,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
         eval_strategy="steps",
