@@ -33,24 +33,24 @@ export: .venv/installed
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir . --output README
 	sed -i -E 's#\]\(([0-9]+_[a-z0-9]+\.ipynb)\)#](nbs/\1)#g' README.md
 
-# run the stage notebooks with their own small defaults, and keep what they show, less progress and warnings
+# run the stage notebooks with their own small defaults, and keep what they show: no progress, warnings, or widgets without a kernel
 walkthrough: .venv/installed
 	rm -rf runs/walkthrough
 	for n in nbs/[1-6]0_*.ipynb; do DOMAIN_EMBED_TERMINAL=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$n || exit 1; done
-	$(BIN)/python -c "$$WITHOUT_STDERR"
+	$(BIN)/python -c "$$KEEP_WHAT_IS_READ"
 	$(BIN)/nbdev_clean
 
-define WITHOUT_STDERR
+define KEEP_WHAT_IS_READ
 from glob import glob
 import nbformat
 for path in glob("nbs/[1-6]0_*.ipynb"):
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not any("widget" in kind for kind in o.get("data", {}))]
     nbformat.write(notebook, path)
 endef
-export WITHOUT_STDERR
+export KEEP_WHAT_IS_READ
 
 # the rendered site, in _docs/
 docs: .venv/installed
