@@ -9,6 +9,7 @@ __all__ = ['ABOUT', 'EXAMPLES', 'run_stage', 'settings_for', 'parser', 'run_comm
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -61,9 +62,8 @@ class _Bars:
     "A terminal that shows a kernel's progress bars, and leaves its warnings to the executed notebook."
 
     def write(self, text: str) -> None:
-        for line in text.splitlines(keepends=True):  # a bar begins with a carriage return, and its last state ends the line
-            if line.startswith("\r") or line in ("\n", "\r"):
-                sys.stderr.write(line)
+        for bar in re.findall(r"\r[^\r\n]*\n?|^\n$", text):  # a bar begins with a carriage return; its end is a line end
+            sys.stderr.write(bar)
 
     def flush(self) -> None:
         sys.stderr.flush()
