@@ -124,6 +124,6 @@ def main(
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 # %% ../nbs/61_service.ipynb #fea2f173
-# | eval: false
+#| eval: false
 if __name__ == "__main__":
     main()
