@@ -213,7 +213,7 @@ def write_training(
     ]
     return write_json(folder / "train.json", {"corpus": {"path": "./corpus/"}, "data": data})
 
-
+# %% ../nbs/01_beir.ipynb #7d95f4fd
 def read_training(
     path: str | Path,  # train.json
 ) -> tuple[list[TrainingRow], dict[str, str]]:  # rows, and passage id → text

@@ -22,7 +22,8 @@ from .beir import RetrievalSet, read_beir
 from .encode import encode_cached, load_model
 from .parity import parity, sample_set
 from .profiles import check_parameters
-from .runs import InputError, artefact, open_stage, progress, read_manifest, write_json
+from .runs import InputError, progress, write_json
+from .stages import artefact, open_stage, read_manifest
 
 # %% ../nbs/60_deploy.ipynb #8c96103a
 GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}

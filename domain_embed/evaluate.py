@@ -17,8 +17,9 @@ from .beir import RetrievalSet, read_beir
 from .encode import encode_cached, load_model
 from .metrics import K_VALUES, bootstrap_interval, per_query
 from .profiles import check_parameters
-from .runs import artefact, open_stage, write_json
+from .runs import write_json
 from .search import Ranking, ranking, top_k
+from .stages import artefact, open_stage
 
 # %% ../nbs/40_evaluate.ipynb #fd07829a
 def search(
@@ -70,7 +71,7 @@ def plot_metrics(
     figure.tight_layout()
     return figure
 
-
+# %% ../nbs/40_evaluate.ipynb #109017f3
 def run_evaluate(
     run_dir: str,  # run folder
     test_set: str,  # BEIR folder, or ""

@@ -14,7 +14,8 @@ from .exported import load_exported
 from .onnx_export import export_onnx, quantize_int8
 from .parity import embed_set, ndcg10, parity, sample_set
 from .profiles import check_parameters
-from .runs import InputError, artefact, open_stage, write_json
+from .runs import InputError, write_json
+from .stages import artefact, open_stage
 from .tensorrt_export import build_engine, why_no_tensorrt
 
 # %% ../nbs/50_export.ipynb #505d2609

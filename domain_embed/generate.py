@@ -17,7 +17,8 @@ from .filters import filter_questions, funnel, round_trip
 from .llm import Replies, ask, connect, embedded_llm
 from .profiles import check_parameters
 from .questions import collect, plan
-from .runs import InputError, open_stage
+from .runs import InputError
+from .stages import open_stage
 
 # %% ../nbs/10_generate.ipynb #d64259cd
 def choose(
@@ -30,7 +31,7 @@ def choose(
         return passages
     return [passages[n] for n in sorted(Random(seed).sample(range(len(passages)), number))]
 
-
+# %% ../nbs/10_generate.ipynb #847787b4
 def run_generate(
     run_dir: str,  # run folder
     documents: str,  # folder, file, or BEIR corpus

@@ -21,7 +21,8 @@ import yaml
 from .beir import read_beir
 from .profiles import find_profile, load_profile, override, stage_notebook, stage_parameters
 from .report import headline, write_report
-from .runs import STAGES, InputError, asset, lock, read_manifest, stage_folder, why_run, write_atomic, write_run
+from .runs import STAGES, InputError, asset, lock, stage_folder, write_atomic, write_run
+from .stages import read_manifest, why_run
 
 # %% ../nbs/70_pipeline.ipynb #45ed8946
 def _say(text: str) -> None:

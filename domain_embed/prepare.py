@@ -14,8 +14,8 @@ from .beir import read_passages, read_questions, write_beir, write_training
 from .encode import encode_cached, load_model
 from .mining import mine, training_rows
 from .profiles import check_parameters
-from .runs import artefact, open_stage
 from .splits import split_by_document
+from .stages import artefact, open_stage
 
 # %% ../nbs/20_prepare.ipynb #658cc290
 def run_prepare(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from .runs import STAGES, read_manifest, stage_folder, why_run, write_atomic
+from .runs import STAGES, stage_folder, write_atomic
+from .stages import read_manifest, why_run
 
 # %% ../nbs/71_report.ipynb #93d7e21e
 def headline(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SCHEMA_VERSION', 'PACKAGES', 'InputError', 'stage_folder', 'asset', 'sha256', 'count_rows', 'write_atomic',
-           'write_json', 'read_manifest', 'artefact', 'code_sha256', 'why_run', 'describe', 'Stage', 'versions', 'lock',
-           'open_stage', 'write_run', 'progress']
+           'write_json', 'lock', 'versions', 'write_run', 'progress']
 
 # %% ../nbs/00_runs.ipynb #034c3c31
 import fcntl
@@ -13,13 +12,11 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,113 +104,6 @@ def write_json(
     return write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 # %% ../nbs/00_runs.ipynb #df4e48b8
-def read_manifest(
-    run_dir: str | Path,  # run folder
-    stage: str,  # one of `STAGES`
-) -> dict:  # the manifest
-    "What a finished stage recorded."
-    path = stage_folder(run_dir, stage) / "manifest.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing: run `domain-embed {stage} {run_dir}` first")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {manifest.get('schema_version')}, expected {SCHEMA_VERSION}: run the stage again")
-    return manifest
-
-
-def artefact(
-    run_dir: str | Path,  # run folder
-    stage: str,  # the stage that made it
-    name: str,  # path inside the stage's folder
-) -> Path:  # an existing file or folder of a finished stage
-    "A file that another stage made."
-    read_manifest(run_dir, stage)
-    path = stage_folder(run_dir, stage) / name
-    if not path.exists():
-        raise InputError(f"{path} is missing: run `domain-embed {stage} {run_dir}` again")
-    return path
-
-# %% ../nbs/00_runs.ipynb #1ba6be67
-def code_sha256(
-    stage: str,  # one of `STAGES`
-) -> str:  # hash of the exported cells of `0x` and the stage's parts, and all cells of its own notebook
-    "Hash of the code that a stage runs."
-    number = STAGES.index(stage) + 1
-    digest = hashlib.sha256()
-    for path in sorted(asset("nbs").glob(f"[0{number}]?_*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and (path.name.startswith(f"{number}0") or re.match(r"#\s*\|\s*export", source)):
-                digest.update(source.encode() + b"\0")
-    return digest.hexdigest()
-
-# %% ../nbs/00_runs.ipynb #71e03439
-def why_run(
-    run_dir: str | Path,  # run folder
-    stage: str,  # one of `STAGES`
-    parameters: dict[str, Any],  # the values it would run with
-) -> str | None:  # the reason, or None where nothing has changed
-    "Why a stage has to run, if it has to."
-    if not (stage_folder(run_dir, stage) / "manifest.json").exists():
-        return "it has not run yet"
-    manifest = json.loads((stage_folder(run_dir, stage) / "manifest.json").read_text(encoding="utf-8"))
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        return f"its manifest has schema version {manifest.get('schema_version')}, and this is {SCHEMA_VERSION}"
-    old = manifest["parameters"]
-    for name in sorted(old.keys() | parameters.keys()):
-        if old.get(name) != parameters.get(name):
-            return f"{name} changed from {old.get(name)!r} to {parameters.get(name)!r}"
-    if manifest["code_sha256"] != code_sha256(stage):
-        return "its code changed"
-    for name, entry in (manifest["inputs"] | manifest["outputs"]).items():
-        path = Path(run_dir) / name  # an absolute name stays absolute
-        if not path.exists():
-            return f"{name} is gone"
-        if sha256(path) != entry["sha256"]:
-            return f"{name} changed"
-    return None
-
-# %% ../nbs/00_runs.ipynb #cf1bad19
-def describe(
-    path: Path,  # file or folder
-) -> dict:  # {"sha256": str, "rows": int | None}
-    "A manifest's entry for one file or folder."
-    return {"sha256": sha256(path), "rows": count_rows(path)}
-
-
-@dataclass
-class Stage:
-    "A stage at work: where it writes, what it has read, what it measured."
-
-    run_dir: Path  # run folder
-    name: str  # one of `STAGES`
-    folder: Path  # write here
-    done: bool  # nothing has changed: there is nothing to do
-    manifest: dict = field(default_factory=dict)  # as recorded, once the stage has ended
-    inputs: dict[str, dict] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)  # numbers that the report shows; no times in it
-
-    def read(
-        self,
-        path: str | Path,  # file or folder that the stage is about to read
-    ) -> Path:  # the same path
-        "Record an input by its content."
-        path = Path(path)
-        inside = path.resolve().is_relative_to(self.run_dir.resolve())
-        name = path.resolve().relative_to(self.run_dir.resolve()) if inside else path.resolve()
-        self.inputs[name.as_posix()] = describe(path)
-        return path
-
-# %% ../nbs/00_runs.ipynb #99fdfa94
-PACKAGES = ("domain-embed", "torch", "transformers", "sentence-transformers", "beir", "faiss-cpu", "onnxruntime", "openai", "papermill")
-
-
-def versions() -> dict[str, str]:  # {package: version} for those that are installed
-    "Versions of the packages that a result depends on."
-    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
-    return {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed}
-
-
 @contextmanager
 def lock(
     run_dir: Path,  # run folder; made if missing
@@ -233,67 +123,16 @@ def lock(
                 time.sleep(0.2)
         yield
 
-# %% ../nbs/00_runs.ipynb #910ea5d7
-def _recover(final: Path, work: Path) -> None:
-    "Mend what a kill between the renames of `_finish` left: the finished folder, else the old one, is the stage's."
-    old = work.with_name(f"{final.name}.old")
-    if not final.exists() and (work / "manifest.json").exists():
-        work.rename(final)
-    elif not final.exists() and old.exists():
-        old.rename(final)
-
-
-def _finish(stage: Stage, parameters: dict, code: str, seconds: float) -> None:
-    "Write the manifest last, then put the working folder in place of the old one."
-    final = stage_folder(stage.run_dir, stage.name)
-    outputs = {f"{final.name}/{p.name}": describe(p) for p in sorted(stage.folder.iterdir())}
-    stage.manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "stage": stage.name,
-        "parameters": parameters,
-        "seed": parameters.get("seed"),
-        "inputs": stage.inputs,
-        "outputs": outputs,
-        "metrics": stage.metrics,
-        "seconds": round(seconds, 1),
-        "versions": versions(),
-        "code_sha256": code,
-    }
-    write_json(stage.folder / "manifest.json", stage.manifest)
-    old = stage.folder.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    stage.folder.rename(final)
-    stage.folder = final
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def open_stage(
-    run_dir: str | Path,  # run folder; made if missing
-    name: str,  # one of `STAGES`
-    parameters: dict[str, Any],  # the stage's parameters; a key `run_dir` is left out
-) -> Iterator[Stage]:  # check `.done` first
-    "Run a stage's body under the folder's lock and record it, or find that it is done."
-    parameters = {k: v for k, v in parameters.items() if k != "run_dir"}
-    run_dir = Path(run_dir)
-    with lock(run_dir):
-        final = stage_folder(run_dir, name)
-        work = run_dir / ".work" / final.name
-        _recover(final, work)
-        if why_run(run_dir, name, parameters) is None:
-            yield Stage(run_dir, name, final, done=True, manifest=read_manifest(run_dir, name))
-            return
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        stage, code, start = Stage(run_dir, name, work, done=False), code_sha256(name), time.monotonic()
-        if (base_model := parameters.get("base_model")) and Path(base_model).is_dir():
-            stage.read(base_model)
-        yield stage
-        _finish(stage, parameters, code, time.monotonic() - start)
-
 # %% ../nbs/00_runs.ipynb #bfc4a63f
+PACKAGES = ("domain-embed", "torch", "transformers", "sentence-transformers", "beir", "faiss-cpu", "onnxruntime", "openai", "papermill")
+
+
+def versions() -> dict[str, str]:  # {package: version} for those that are installed
+    "Versions of the packages that a result depends on."
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    return {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed}
+
+
 def _output(*command: str) -> str | None:
     "What a command prints, or None where it is not to be had."
     if not shutil.which(command[0]):

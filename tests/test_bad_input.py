@@ -7,7 +7,7 @@ import threading
 import pytest
 from conftest import assert_refused, domain_embed, set_options
 
-from domain_embed.runs import read_manifest
+from domain_embed.stages import read_manifest
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from domain_embed import runs
+from domain_embed import stages
 from domain_embed.profiles import find_profile, load_profile, read_parameters
 from domain_embed.runs import STAGES, asset
 
@@ -99,8 +99,8 @@ def test_imports_run_one_way():
 
 def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
-    monkeypatch.setattr(runs, "asset", lambda name: tmp_path / name)
-    stages = {stage: runs.code_sha256(stage) for stage in STAGES}
+    monkeypatch.setattr(stages, "asset", lambda name: tmp_path / name)
+    before = {stage: stages.code_sha256(stage) for stage in STAGES}
     for name, old, changed in (
         ("22_mining", "below = ", {"prepare"}),
         ("04_metrics", "K_VALUES = (1, ", set(STAGES)),
@@ -110,7 +110,7 @@ def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
         text = path.read_text()
         assert old in text or name == "30_finetune"
         path.write_text(text.replace(old, old.replace("= ", "=  ")))
-        assert {stage for stage in STAGES if runs.code_sha256(stage) != stages[stage]} == changed
+        assert {stage for stage in STAGES if stages.code_sha256(stage) != before[stage]} == changed
         path.write_text(text)
 
 

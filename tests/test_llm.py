@@ -4,7 +4,7 @@ from conftest import assert_ok, domain_embed, set_options
 
 from domain_embed.beir import read_questions
 from domain_embed.llm import embedded_llm
-from domain_embed.runs import read_manifest
+from domain_embed.stages import read_manifest
 
 
 def test_questions_from_an_openai_compatible_server(documents, tmp_path):

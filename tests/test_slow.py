@@ -10,7 +10,8 @@ import time
 import pytest
 from conftest import COMMAND, domain_embed, set_options
 
-from domain_embed.runs import STAGES, read_manifest
+from domain_embed.runs import STAGES
+from domain_embed.stages import read_manifest
 
 pytestmark = pytest.mark.slow
 
