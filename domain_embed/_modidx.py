@@ -192,4 +192,5 @@ d = { 'settings': { 'branch': 'main',
                                        'domain_embed.training.train': ('training.html#train', 'domain_embed/training.py'),
                                        'domain_embed.training.training_dataset': ( 'training.html#training_dataset',
                                                                                    'domain_embed/training.py'),
-                                       'domain_embed.training.validator': ('training.html#validator', 'domain_embed/training.py')}}}
+                                       'domain_embed.training.validator': ('training.html#validator', 'domain_embed/training.py')},
+            'domain_embed.widgets': {'domain_embed.widgets.explore': ('widgets.html#explore', 'domain_embed/widgets.py')}}}
