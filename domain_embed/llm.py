@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,11 +184,13 @@ def ask(
             return _do(llm, client, job, replies)
         finally:
             free.put(client)
-            bar.update()
 
     with bar, ThreadPoolExecutor(len(llm.clients)) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()  # here: a kernel shows only what its main thread writes
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
