@@ -73,7 +73,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 img { max-width: 100%; height: auto } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right; white-space: nowrap }
 details { margin: .5rem 0 } code { overflow-wrap: anywhere } .big { font-size: 1.15rem }
 @media print { body { margin: 0; max-width: none } h2 { break-after: avoid } img { break-inside: avoid } }
 </style></head><body>
@@ -84,7 +84,7 @@ details { margin: .5rem 0 } code { overflow-wrap: anywhere } .big { font-size: 1
 {% for set, v in m.metrics.items() %}{% for metric, range in v.change.items() if "low" in range %}
 <tr><td>{{ set if loop.first }}</td><td class="n">{{ v.queries if loop.first }}</td><td>{{ metric }}</td><td class="n">{{ "%.4f" | format(v.base[metric].mean) }}</td>
 <td class="n">{{ "%.4f" | format(v.finetuned[metric].mean) }}</td><td class="n">{{ "%+.4f" | format(v.change[metric].mean) }}</td>
-<td>{{ "%+.4f" | format(v.change[metric].low) }} to {{ "%+.4f" | format(v.change[metric].high) }}</td></tr>
+<td class="n">{{ "%+.4f" | format(v.change[metric].low) }} to {{ "%+.4f" | format(v.change[metric].high) }}</td></tr>
 {% endfor %}{% endfor %}</table></div>
 <p>Generated queries were written by a language model about documents held out of training; human queries come from people. An interval that contains
 zero means that this test set cannot tell the two models apart.</p>
