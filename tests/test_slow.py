@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_ten_kills_at_random_moments_change_nothing(documents, tiny_run, tmp_path):
-    for moment in (random.Random(0).uniform(1, 100) for _ in range(10)):
+    moments = random.Random(0)
+    for moment in (moments.uniform(1, 100) for _ in range(10)):
         run_dir = tmp_path / "killed"
         command = ["run", "--documents", str(documents), *set_options(), str(run_dir)]
         process = subprocess.Popen([COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
