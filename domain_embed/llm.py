@@ -192,6 +192,5 @@ def ask(
                 future.result()
                 bar.update()  # here: a kernel shows only what its main thread writes
             return [future.result() for future in futures]
-        except BaseException:
+        finally:  # after a failure or Ctrl-C, what has not begun does not begin
             pool.shutdown(cancel_futures=True, wait=False)
-            raise
