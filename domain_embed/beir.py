@@ -9,8 +9,8 @@ __all__ = ['Qrels', 'read_jsonl', 'write_jsonl', 'Passage', 'Question', 'write_p
 
 # %% ../nbs/01_beir.ipynb #0052112c
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +55,9 @@ class Passage:
     document: str  # path of the file it came from; in a ready-made corpus, its own id
     title: str  # headings above it, outermost first
     text: str
+    group: str = ""  # id of the first passage that is nearly the same as this one; its own where there is none
+    language: str = ""  # ISO 639 code; "" where nobody looked
+    links: tuple[str, ...] = ()  # documents that it links to
 
     @property
     def content(self) -> str:
@@ -68,17 +71,22 @@ class Question:
 
     id: str
     text: str
-    kind: str  # "factual" or "multi_hop"
+    kind: str  # "factual", "keyword", … , "multi_hop"
     positives: list[str]  # ids of passages
-    document: str
+    document: str  # of the first positive
+    answer: str = ""  # as the LLM has it; "" where it was not asked for one
+    reasoning: str = ""  # "factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"
+    complexity: int = 0  # 1, simple, to 5; 0: unknown
+    scores: dict[str, int] = field(default_factory=dict)  # the judge's, 1 to 10: "relevance", … , "overall"
 
 
 def write_passages(
     path: str | Path,  # file to write
-    passages: Iterable[Passage],
+    passages: Sequence[Passage],
 ) -> Path:  # `path`
-    "Write passages as a BEIR corpus, their document beside them."
-    rows = ({"_id": p.id, "title": p.title, "text": p.text, "metadata": {"document": p.document}} for p in passages)
+    "Write passages as a BEIR corpus, the rest of what is known of them beside them."
+    more = {p.id: {"document": p.document, "group": p.group, "language": p.language, "links": p.links} for p in passages}
+    rows = ({"_id": p.id, "title": p.title, "text": p.text, "metadata": {k: v for k, v in more[p.id].items() if v}} for p in passages)
     return write_jsonl(path, rows)
 
 
@@ -89,10 +97,12 @@ def read_passages(
     passages = []
     for row in read_jsonl(path, required=("_id", "text")):
         metadata, text = row.get("metadata"), row["text"]
+        metadata = metadata if isinstance(metadata, dict) else {}
         if not isinstance(text, str):
             raise InputError(f"{path}: the text of {row['_id']!r} is {text!r}: a string is expected")
-        document = str(metadata.get("document") or row["_id"]) if isinstance(metadata, dict) else str(row["_id"])
-        passages.append(Passage(str(row["_id"]), document, row.get("title") or "", text))
+        known = {k: str(metadata[k]) for k in ("group", "language") if metadata.get(k)}
+        links = tuple(map(str, metadata.get("links") or ()))
+        passages.append(Passage(str(row["_id"]), str(metadata.get("document") or row["_id"]), row.get("title") or "", text, **known, links=links))
     seen = {p.id for p in passages}
     if len(seen) < len(passages):
         raise InputError(f"{path}: {len(passages) - len(seen)} passages share an _id with another: every _id must be unique")
@@ -128,7 +138,7 @@ class RetrievalSet:
 
 def write_beir(
     folder: str | Path,  # made if missing
-    passages: Iterable[Passage],
+    passages: Sequence[Passage],
     questions: Iterable[Question],
     splits: dict[str, list[str]],  # split → ids of its questions
 ) -> Path:  # `folder`
