@@ -1,4 +1,4 @@
-"""Package `domain_embed` with the stage notebooks and profiles inside; names and versions stand in settings.ini."""
+"""Package `domain_embed` with the stage notebooks, profiles and prompts inside; names and versions stand in settings.ini."""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -20,9 +20,9 @@ setup(
     author=settings["author"],
     keywords=settings["keywords"].split(),
     python_requires=f">={settings['min_python']}",
-    packages=["domain_embed", "domain_embed.nbs", "domain_embed.profiles"],
-    package_dir={"domain_embed": "domain_embed", "domain_embed.nbs": "nbs", "domain_embed.profiles": "profiles"},
-    package_data={"domain_embed.nbs": ["*.ipynb"], "domain_embed.profiles": ["*.yaml"]},
+    packages=["domain_embed", "domain_embed.nbs", "domain_embed.profiles", "domain_embed.prompts"],
+    package_dir={"domain_embed": "domain_embed", "domain_embed.nbs": "nbs", "domain_embed.profiles": "profiles", "domain_embed.prompts": "prompts"},
+    package_data={"domain_embed.nbs": ["*.ipynb"], "domain_embed.profiles": ["*.yaml"], "domain_embed.prompts": ["*.yaml"]},
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("embedded", "gpu", "dev")},
     entry_points={"console_scripts": ["domain-embed=domain_embed.pipeline:main"]},

@@ -20,7 +20,7 @@ import openai
 
 from .beir import RetrievalSet, read_beir
 from .encode import encode_cached, load_model
-from .parity import parity, sample_set
+from .exported import parity, sample_set
 from .profiles import check_parameters
 from .runs import InputError, progress, write_json
 from .stages import artefact, open_stage, read_manifest

@@ -9,7 +9,6 @@ __all__ = ['LANGUAGE_CHARACTERS', 'MAX_TEXT_MB', 'BOILERPLATE_SHARE', 'BOILERPLA
 
 # %% ../nbs/11_documents.ipynb #f15cd00e
 import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -223,7 +222,9 @@ def cut_passages(
 def _targets(links: Sequence[str], document: str) -> tuple[str, ...]:
     "The files below the same folder that relative links lead to, each once."
     parts = [urlsplit(link) for link in links]
-    paths = [posixpath.normpath(posixpath.join(posixpath.dirname(document), unquote(p.path))) for p in parts if p.path and not p.scheme and not p.netloc]
+    paths = [
+        posixpath.normpath(posixpath.join(posixpath.dirname(document), unquote(p.path))) for p in parts if p.path and not p.scheme and not p.netloc
+    ]
     return tuple(dict.fromkeys(p for p in paths if p != document and not p.startswith("..")))
 
 # %% ../nbs/11_documents.ipynb #4a00ccdc

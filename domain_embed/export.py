@@ -10,9 +10,8 @@ import onnxruntime
 
 from .beir import read_beir
 from .encode import encode, load_model
-from .exported import load_exported
+from .exported import embed_set, load_exported, ndcg10, parity, sample_set
 from .onnx_export import export_onnx, quantize_int8
-from .parity import embed_set, ndcg10, parity, sample_set
 from .profiles import check_parameters
 from .runs import InputError, write_json
 from .stages import artefact, open_stage

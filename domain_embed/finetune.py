@@ -11,9 +11,10 @@ from pathlib import Path
 
 import transformers
 
-from .beir import read_beir, read_training, write_jsonl
+from .beir import read_beir, write_jsonl
 from .encode import load_model
 from .profiles import check_parameters
+from .recipe import read_training
 from .runs import InputError, write_atomic
 from .stages import artefact, open_stage
 from .training import METRIC, batch_size_for, train, training_dataset, validator

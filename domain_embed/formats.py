@@ -255,16 +255,13 @@ def pdf_blocks(data: bytes) -> Iterator[Block]:
 TITLES = ("title", "subject", "summary", "name", "headline")
 
 
-def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    "Every string in a JSON value, with the key it stands under."
+def _strings(value: Any) -> Iterator[str]:
+    "Every string in a JSON value."
     if isinstance(value, str):
-        yield name, UNSEEN.sub("", value)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _strings(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner, name)
+        yield UNSEEN.sub("", value)
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def record_blocks(record: Any) -> Iterator[Block]:
@@ -272,7 +269,7 @@ def record_blocks(record: Any) -> Iterator[Block]:
     title = next((record[t] for t in TITLES if isinstance(record, dict) and isinstance(record.get(t), str)), "")
     if title:
         yield Block(title, level=1)
-    for name, text in _strings(record):
+    for text in _strings(record):
         if text != title and len(text.split()) >= 3:
             yield from (Block(p.strip()) for p in re.split(r"\n\s*\n", text) if p.strip())
 

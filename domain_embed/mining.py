@@ -13,7 +13,8 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from .beir import Question, TrainingRow
+from .beir import Question
+from .recipe import TrainingRow
 from .search import top_k
 
 # %% ../nbs/22_mining.ipynb #5f29c040

@@ -176,7 +176,9 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("run_dir", metavar="RUN_DIR", help="run folder; made if missing, continued if not")
         if name in ("run", "generate"):
-            command.add_argument("--documents", metavar="PATH", help="folder of .md .txt .html, or a BEIR corpus.jsonl")
+            command.add_argument("--documents", metavar="PATH", help="folder of documents (Markdown, HTML, PDF, Word, …), or a BEIR corpus.jsonl")
+        if name == "generate":
+            command.add_argument("--estimate", action="store_true", help="say what it will cost, from a few requests, and stop")
         command.add_argument("--profile", metavar="NAME", help="a profile's name or a .yaml file (default: as RUN_DIR was run before, else embedded)")
         command.add_argument("--set", metavar="STAGE.NAME=VALUE", action="append", default=[], help="change one parameter; may be repeated")
         if name == "deploy":
@@ -198,6 +200,9 @@ def run_command(options: argparse.Namespace) -> None:
     profile, settings = settings_for(run_dir, options.profile, assignments)
     if settings["evaluate"]["test_set"]:
         read_beir(settings["evaluate"]["test_set"])  # a mistake in it is better found now than after the training
+    if getattr(options, "estimate", False):
+        _estimate(run_dir, settings["generate"])
+        return
     for stage in STAGES[:5] if options.command == "run" else (options.command,):
         run_stage(run_dir, stage, settings[stage])
         with lock(run_dir):  # what a stage has accepted is what the run folder remembers
@@ -206,6 +211,18 @@ def run_command(options: argparse.Namespace) -> None:
     _say(f"\nreport: {report.resolve()}")
     if options.command == "deploy" and not options.check:
         _serve(run_dir, settings["deploy"], options.host, options.port)
+
+
+def _estimate(run_dir: Path, values: dict[str, Any]) -> None:
+    "Say what questions will cost."
+    from domain_embed.generate import estimate_generate  # brings PyTorch
+
+    for who, f in zip(("generator", "judge"), estimate_generate(run_dir=str(run_dir), **values), strict=True):
+        if f:
+            _say(
+                f"{who:10}{f.requests} requests ({f.known} answered already), {f.tokens_in:,} tokens in, {f.tokens_out:,} out, "
+                f"costs {f.money:.2f}, takes {f.seconds / 60:.0f} min"
+            )
 
 
 def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:

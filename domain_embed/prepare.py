@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .beir import read_passages, read_questions, write_beir, write_training
+from .beir import read_passages, read_questions, write_beir
 from .encode import encode_cached, load_model
 from .mining import mine, training_rows
 from .profiles import check_parameters
+from .recipe import read_generated, write_training
+from .runs import InputError
 from .splits import split_by_document
 from .stages import artefact, open_stage
 
@@ -22,6 +24,8 @@ def run_prepare(
     run_dir: str,  # run folder
     val_fraction: float,
     test_fraction: float,
+    generated: str,  # "", or a .jsonl file
+    min_overall: int,
     max_positives: int,
     candidates: int,
     num_negatives: int,
@@ -39,8 +43,14 @@ def run_prepare(
     with open_stage(run_dir, "prepare", parameters) as stage:
         if stage.done:
             return stage.manifest
-        passages = read_passages(stage.read(artefact(run_dir, "generate", "passages.jsonl")))
-        written = read_questions(stage.read(artefact(run_dir, "generate", "questions.jsonl")))
+        left_out: dict[str, int] = {}
+        if generated:
+            if not Path(generated).is_file():
+                raise InputError(f"prepare.generated {generated} does not exist: give a .jsonl file of generated questions, or none")
+            passages, written, left_out = read_generated(stage.read(generated), min_overall)
+        else:
+            passages = read_passages(stage.read(artefact(run_dir, "generate", "passages.jsonl")))
+            written = read_questions(stage.read(artefact(run_dir, "generate", "questions.jsonl")))
         questions = [q for q in written if len(q.positives) <= max_positives]
         splits = split_by_document(questions, val_fraction, test_fraction, seed)
         write_beir(stage.folder / "eval_beir", passages, questions, splits)
@@ -61,6 +71,7 @@ def run_prepare(
         found = mined["verdict"].value_counts().to_dict()
         stage.metrics |= {
             "questions": {split: len(ids) for split, ids in splits.items()},
+            "left_out": left_out,
             "dropped_for_many_positives": len(written) - len(questions),
             "training_rows": len(rows),
             "rows_with_too_few_negatives": sum(len(r.negatives) < num_negatives for r in rows),

@@ -31,7 +31,7 @@ class Parameter:
     "One line of a parameters cell."
 
     name: str
-    default: Any  # a literal: int, float, bool, str or list
+    default: Any  # a literal: int, float, bool, str, list, or a dict of shares
     help: str  # the comment, its range included
 
     def problem(
@@ -42,6 +42,8 @@ class Parameter:
         kind = type(self.default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             return f"must be {kind.__name__}, not {type(value).__name__}"
+        if kind is dict and not (value and all(type(v) in (int, float) and v >= 0 for v in value.values()) and sum(value.values()) > 0):
+            return "must hold shares: numbers of at least 0, not all of them 0"
         if match := INTERVAL.search(self.help):
             left, low, high, right = match.groups()
             above = value >= float(low) if left == "[" else value > float(low)

@@ -20,8 +20,9 @@ from sentence_transformers.util import cos_sim
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from .beir import RetrievalSet, TrainingRow
-from .parity import sample_set
+from .beir import RetrievalSet
+from .exported import sample_set
+from .recipe import TrainingRow
 from .runs import progress
 
 # %% ../nbs/31_training.ipynb #8fd986bd
