@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_WORDS', 'MAX_WORDS', 'STUTTER', 'OTHER', 'OWN', 'SAME', 'FUNNEL', 'SCORES', 'wording_problem', 'copied_words',
-           'foreign', 'round_trip', 'asked_before', 'filter_questions', 'funnel', 'judge_job', 'judge']
+           'invents', 'foreign', 'round_trip', 'asked_before', 'filter_questions', 'funnel', 'judge_job', 'judge']
 
 # %% ../nbs/14_filters.ipynb #b131518b
 import re
@@ -57,6 +57,15 @@ def copied_words(
         while start + best < len(here) and f" {' '.join(here[start : start + best + 1])} " in there:
             best += 1
     return best
+
+
+def invents(
+    question: str,
+    passages: Sequence[Passage],  # its own
+) -> bool:
+    "Whether a question says a code or name that its passages do not have."
+    there = "\n".join(p.content for p in passages).lower()
+    return any(name.lower().removesuffix("()") not in there for name in identifiers(question))
 
 
 def foreign(
@@ -124,6 +133,8 @@ def filter_questions(
             problem = "another language"
         if not problem and any(copied_words(question.text, p.content) > max_copied_words for p in own):
             problem = "copies the passage"
+        if not problem and invents(question.text, own):
+            problem = "invents a name"
         if not problem and not returns:
             problem = "does not find its passage"
         if problem:
@@ -134,7 +145,7 @@ def filter_questions(
 
 
 FUNNEL = (
-    "too short", "too long", "mentions the passage", "repeats itself", "another language", "copies the passage", "does not find its passage",
+    "too short", "too long", "mentions the passage", "repeats itself", "another language", "copies the passage", "invents a name", "does not find its passage",
     "asked before", "judged below the threshold", "not judged", "rejected in review", "more than wanted",
 )  # fmt: skip
 

@@ -1,0 +1,80 @@
+"""The client against a real server whose every second or third answer goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faulty_proxy import FAULTS, FaultyProxy
+
+from domain_embed import llm as client
+from domain_embed.llm import Job, Replies, ask, connect, embedded_llm
+
+NUMBER = 200
+
+
+def jobs() -> list[Job]:
+    "Small requests whose replies depend on nothing but the request."
+    plain = {"max_tokens": 8, "temperature": 0, "stop": ["\n"], "extra_body": {"cache_prompt": False}}
+    return [Job([{"prompt": f"1 + 1 = 2\n3 + 3 = 6\n{n} + {n} =", "seed": n} | plain]) for n in range(NUMBER)]
+
+
+def server(url: str):
+    "The proxy as a user's LLM."
+    return connect("any", url, "CLIENT_KEY", concurrency=6, retries=12, timeout=2.5)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "PAUSE", 0.05)
+    monkeypatch.setenv("CLIENT_KEY", "anything")
+
+
+def test_200_requests_with_faults_none_lost_none_paid_twice(tmp_path):
+    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0.35) as proxy:
+        answers = ask(server(proxy.url), jobs(), Replies(tmp_path / "replies.jsonl"))
+        assert all(a.text and not a.reason for (a,) in answers)
+        assert len(proxy.delivered) == NUMBER and set(proxy.delivered.values()) == {1}
+        assert all(proxy.faults[fault] for fault in set(FAULTS))
+        assert len(Replies(tmp_path / "replies.jsonl").known) == NUMBER
+        again = ask(server(proxy.url), jobs(), Replies(tmp_path / "replies.jsonl"))
+        assert again == answers and set(proxy.delivered.values()) == {1}
+
+
+def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
+    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0) as proxy:
+        refused = Job([{"prompt": "x " * 5000, "max_tokens": 4}])  # longer than the model's context: HTTP 400
+        few = jobs()[:4]
+        answers = ask(server(proxy.url), [*few[:2], refused, *few[2:]], Replies(tmp_path / "replies.jsonl"))
+    assert [bool(a.text) for (a,) in answers] == [True, True, False, True, True] and answers[2][0].reason == "HTTP 400"
+
+
+SCRIPT = """
+import sys, test_client, domain_embed.llm as client
+client.PAUSE = 0.05
+client.ask(test_client.server(sys.argv[1]), test_client.jobs(), client.Replies(sys.argv[2]))
+"""
+
+
+def test_kill_in_the_middle(tmp_path):
+    store, here = tmp_path / "replies.jsonl", Path(__file__).parent
+    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0.2) as proxy:
+        command = [sys.executable, "-c", SCRIPT, proxy.url, str(store)]
+        process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
+        while not (store.exists() and store.read_bytes().count(b"\n") >= NUMBER // 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        before = Replies(store).known
+        assert NUMBER // 3 <= len(before) < NUMBER
+        subprocess.run(command, cwd=here, check=True, stderr=subprocess.DEVNULL)
+        known = Replies(store).known
+        twice = [body for body, times in proxy.delivered.items() if times > 1]
+        assert len(proxy.delivered) == NUMBER and len(twice) <= 6  # at most what was under way when the process died
+        assert {k: known[k] for k in before} == before
+        undisturbed = ask(server(own.addresses[0]), jobs(), Replies(tmp_path / "other.jsonl"))
+        assert [(a,) for (a,) in ask(server(proxy.url), jobs(), Replies(store))] == [(a,) for (a,) in undisturbed]
