@@ -343,7 +343,7 @@ class _Session:
 # %% ../nbs/12_llm.ipynb #3ccc58ce
 async def _run(session: _Session, jobs: Sequence[Job], done: Callable[[], None]) -> list[list[Answer]]:
     "All jobs, dealt among as many workers as requests may be under way."
-    llm, answers, waiting = session.llm, [[] for _ in jobs], iter(range(len(jobs)))
+    llm, answers, waiting, stopped = session.llm, [[] for _ in jobs], iter(range(len(jobs))), None
 
     async def work(client: openai.AsyncOpenAI) -> None:
         for n in waiting:
@@ -359,7 +359,9 @@ async def _run(session: _Session, jobs: Sequence[Job], done: Callable[[], None])
                 for client in clients * llm.concurrency:
                     group.create_task(work(client))
         except ExceptionGroup as several:  # the others were cancelled; the first is why
-            raise several.exceptions[0] from None
+            stopped = several.exceptions[0]
+    if stopped:
+        raise stopped  # here, since a notebook does not show an error that came of a group
     return answers
 
 

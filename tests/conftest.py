@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from domain_embed.profiles import load_profile, override
 
 ROOT = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).parent / "domain-embed")
@@ -46,6 +49,13 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def set_options(*more: str) -> list[str]:
     "The settings of a tiny run as options."
     return [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+
+
+def run_here(stage: str, run_dir: Path, *more: str) -> dict:
+    "A stage of a tiny run in this process, without its notebook: its manifest."
+    settings = load_profile("embedded")
+    override(settings, [*SETTINGS, *more])
+    return getattr(import_module(f"domain_embed.{stage}"), f"run_{stage}")(run_dir=str(run_dir), **settings[stage])
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ import shutil
 import threading
 
 import pytest
-from conftest import assert_refused, domain_embed, set_options
+from conftest import assert_refused, domain_embed, run_here, set_options
 
+from domain_embed.runs import InputError
 from domain_embed.stages import read_manifest
 
 
@@ -21,32 +22,30 @@ def generate(folder, tmp_path, *settings, **environment):
     return domain_embed("generate", "--documents", folder, *set_options(*settings), tmp_path / "run", **environment)
 
 
-def test_an_empty_folder(folder, tmp_path):
-    assert_refused(generate(folder, tmp_path), f"no documents found in {folder}", ".md .markdown .txt", ".pdf")
+def test_documents_that_cannot_be_used(folder, tmp_path):
+    def refused(*words):
+        with pytest.raises(InputError) as error:
+            run_here("generate", tmp_path / "run", f"generate.documents={folder}")
+        assert all(word in str(error.value) for word in words), error.value
 
-
-def test_a_folder_of_images(folder, tmp_path):
+    refused(f"no documents found in {folder}", ".md .markdown .txt", ".pdf")
     (folder / "a.png").write_bytes(b"\x89PNG\r\n")
-    assert_refused(generate(folder, tmp_path), f"no documents found in {folder}")
+    refused(f"no documents found in {folder}")
+    (folder / "a.txt").symlink_to(tmp_path / "gone.txt")
+    refused("hold no text that can be used; a.txt cannot be read (No such file or directory)")
+    (folder / "a.txt").unlink()
+    (folder / "a").write_bytes(bytes(range(256)) * 40)
+    refused("a has no suffix and is not plain text")
+    (folder / "a").write_bytes(b"word " * 10_000_000)
+    refused("a is 50 MB, more than the 10 MB")
+
+
+def test_an_empty_folder_on_the_command_line(folder, tmp_path):
+    assert_refused(generate(folder, tmp_path), f"no documents found in {folder}", ".md .markdown .txt", ".pdf")
 
 
 def test_a_missing_path(tmp_path):
     assert_refused(generate(tmp_path / "nowhere", tmp_path), "nowhere: there is no such file or folder")
-
-
-def test_an_unreadable_file(folder, tmp_path):
-    (folder / "a.txt").symlink_to(tmp_path / "gone.txt")
-    assert_refused(generate(folder, tmp_path), "hold no text that can be used; a.txt cannot be read (No such file or directory)")
-
-
-def test_a_file_that_is_not_text(folder, tmp_path):
-    (folder / "a").write_bytes(bytes(range(256)) * 40)
-    assert_refused(generate(folder, tmp_path), "a has no suffix and is not plain text")
-
-
-def test_a_huge_one_line_file(folder, tmp_path):
-    (folder / "a.txt").write_bytes(b"word " * 10_000_000)
-    assert_refused(generate(folder, tmp_path), "a.txt is 50 MB, more than the 10 MB")
 
 
 def test_a_wrong_key_in_a_profile(folder, tmp_path):
@@ -62,7 +61,8 @@ def test_an_unreachable_llm(documents, tmp_path):
 
 
 def test_a_missing_api_key(documents, tmp_path):
-    assert_refused(generate(documents, tmp_path, "generate.llm=m", "generate.llm_key_variable=NO_KEY"), "NO_KEY is not set")
+    with pytest.raises(InputError, match="NO_KEY is not set"):
+        run_here("generate", tmp_path / "run", f"generate.documents={documents}", "generate.llm=m", "generate.llm_key_variable=NO_KEY")
 
 
 def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):

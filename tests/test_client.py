@@ -13,13 +13,13 @@ from faulty_proxy import FAULTS, FaultyProxy
 from domain_embed import llm as client
 from domain_embed.llm import Job, Replies, ask, connect, embedded_llm
 
-NUMBER = 200
+NUMBER, FEW = 200, 60
 
 
-def jobs() -> list[Job]:
+def jobs(number: int = NUMBER) -> list[Job]:
     "Small requests whose replies depend on nothing but the request."
     plain = {"max_tokens": 8, "temperature": 0, "stop": ["\n"], "extra_body": {"cache_prompt": False}}
-    return [Job([{"prompt": f"1 + 1 = 2\n3 + 3 = 6\n{n} + {n} =", "seed": n} | plain]) for n in range(NUMBER)]
+    return [Job([{"prompt": f"1 + 1 = 2\n3 + 3 = 6\n{n} + {n} =", "seed": n} | plain]) for n in range(number)]
 
 
 def server(url: str):
@@ -55,7 +55,7 @@ def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
 SCRIPT = """
 import sys, test_client, domain_embed.llm as client
 client.PAUSE = 0.05
-client.ask(test_client.server(sys.argv[1]), test_client.jobs(), client.Replies(sys.argv[2]))
+client.ask(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), client.Replies(sys.argv[2]))
 """
 
 
@@ -64,17 +64,17 @@ def test_kill_in_the_middle(tmp_path):
     with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0.2) as proxy:
         command = [sys.executable, "-c", SCRIPT, proxy.url, str(store)]
         process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
-        while not (store.exists() and store.read_bytes().count(b"\n") >= NUMBER // 3):
+        while not (store.exists() and store.read_bytes().count(b"\n") >= FEW // 3):
             assert process.poll() is None
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         before = Replies(store).known
-        assert NUMBER // 3 <= len(before) < NUMBER
+        assert FEW // 3 <= len(before) < FEW
         subprocess.run(command, cwd=here, check=True, stderr=subprocess.DEVNULL)
         known = Replies(store).known
         twice = [body for body, times in proxy.delivered.items() if times > 1]
-        assert len(proxy.delivered) == NUMBER and len(twice) <= 6  # at most what was under way when the process died
+        assert len(proxy.delivered) == FEW and len(twice) <= 6  # at most what was under way when the process died
         assert {k: known[k] for k in before} == before
-        undisturbed = ask(server(own.addresses[0]), jobs(), Replies(tmp_path / "other.jsonl"))
-        assert [(a,) for (a,) in ask(server(proxy.url), jobs(), Replies(store))] == [(a,) for (a,) in undisturbed]
+        undisturbed = ask(server(own.addresses[0]), jobs(FEW), Replies(tmp_path / "other.jsonl"))
+        assert [(a,) for (a,) in ask(server(proxy.url), jobs(FEW), Replies(store))] == [(a,) for (a,) in undisturbed]

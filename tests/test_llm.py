@@ -9,15 +9,26 @@ from domain_embed.beir import read_jsonl, read_questions
 from domain_embed.llm import embedded_llm
 from domain_embed.stages import read_manifest
 
+SHORT = """
+system: "Write in $language about what stands between $mark."
+ask: "$mark\\n$text\\n$mark\\n$style$identifiers$number queries as JSON: $wanted"
+multi_hop: "$mark\\n$text\\n$mark\\n$style$identifiers$number queries over $hops texts as JSON."
+judge: "$mark\\n$text\\n$mark\\n$question\\n$answer\\nScores as JSON."
+examples: []
+"""
 
-def settings(address, *more):
+
+def settings(address, folder, *more):
     "A model this small cannot follow instructions: the way there is tested, not its questions."
+    (folder / "short.yaml").write_text(SHORT)
     return set_options(
+        f"generate.prompts={folder}/short.yaml",
+        "generate.passage_tokens=64",
         "generate.llm=any",
         f"generate.llm_base_url={address}",
         "generate.llm_key_variable=MY_KEY",
         "generate.llm_style=json_schema",
-        "generate.llm_max_tokens=400",
+        "generate.llm_max_tokens=120",
         "generate.round_trip_k=1000",
         "generate.max_copied_words=100",
         *more,
@@ -26,8 +37,10 @@ def settings(address, *more):
 
 def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
     with embedded_llm() as llm, FaultyProxy(llm.addresses[0], share=0.2, stall=0) as proxy:
-        more = ("generate.kinds={factual: 1, multi_hop: 1}", "generate.max_passages=4", "generate.judge_llm=generator", "generate.judge_threshold=1")
-        assert_ok(domain_embed("generate", "--documents", documents, *settings(proxy.url, *more), tmp_path / "run", MY_KEY="anything"))
+        more = ("generate.kinds={factual: 1, multi_hop: 1}", "generate.max_passages=3", "generate.judge_llm=generator", "generate.judge_threshold=1")
+        assert_ok(
+            domain_embed("generate", "--documents", documents, *settings(proxy.url, tmp_path, *more), tmp_path / "run", MY_KEY="sk-very-secret")
+        )
         assert max(proxy.delivered.values()) == 1
     metrics = read_manifest(tmp_path / "run", "generate")["metrics"]
     written = sum(len(row["deduplicated_qa_pairs"]) for row in read_jsonl(tmp_path / "run/1_generate/generated.jsonl"))
@@ -38,29 +51,29 @@ def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
         p for row in read_jsonl(tmp_path / "run/1_generate/unanswered.jsonl") for p in row["passages"]
     }
     assert metrics["asked_passages"] == len(asked)  # every passage ends with its questions or a reason
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-very-secret" in p.read_bytes()]
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["generate"]["llm_key_variable"] == "MY_KEY"
     kept = read_questions(tmp_path / "run/1_generate/questions.jsonl")
     assert all(set(q.scores) == {"relevance", "accuracy", "context_support", "clarity", "overall"} for q in kept)
 
 
 def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
     with embedded_llm() as llm:
-        prices = ("generate.llm_price_in=1000", "generate.llm_price_out=2000", "generate.max_passages=20", "generate.kinds={factual: 1}")
-        options = ("--documents", documents, *settings(llm.addresses[0], *prices))
+        prices = (
+            "generate.llm_price_in=1000",
+            "generate.llm_price_out=2000",
+            "generate.max_passages=9",
+            "generate.questions_per_passage=1",
+            "generate.kinds={factual: 1}",
+        )
+        options = ("--documents", documents, *settings(llm.addresses[0], tmp_path, *prices))
         printed = assert_ok(domain_embed("generate", "--estimate", *options, tmp_path / "run", MY_KEY="x"))
-        assert printed.startswith("generator ") and "14 requests (6 answered already)" in printed
+        assert printed.startswith("generator ") and "3 requests (6 answered already)" in printed
         sent = len((tmp_path / "run/cache/replies.jsonl").read_text().splitlines())
         assert not (tmp_path / "run/1_generate").exists() and sent >= 6
         spent = sum(1000 * r["tokens_in"] + 2000 * r["tokens_out"] for r in read_jsonl(tmp_path / "run/cache/replies.jsonl")) / 1e6
-        budget = spent + 6.0
+        budget = spent + 2.0  # a token is a byte at least, so more is set aside for a request than it will cost
         assert_ok(domain_embed("generate", *options, "--set", f"generate.max_budget={budget}", tmp_path / "run", MY_KEY="x"))
         metrics = read_manifest(tmp_path / "run", "generate")["metrics"]
         assert metrics["cost"] <= budget and metrics["unanswered"]["the budget is spent"] > 0 and metrics["funnel"]["kept"] > 0
         assert_refused(domain_embed("generate", *options, "--set", "generate.llm_price_in=0", "--set", "generate.llm_price_out=0", "--set", "generate.max_budget=1", tmp_path / "run", MY_KEY="x"), "max_budget needs prices")  # fmt: skip
-
-
-def test_no_key_in_any_file(documents, tmp_path):
-    with embedded_llm() as llm:
-        options = settings(llm.addresses[0], "generate.max_passages=1")
-        assert_ok(domain_embed("generate", "--documents", documents, *options, tmp_path / "run", MY_KEY="sk-very-secret"))
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-very-secret" in p.read_bytes()]
-    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["generate"]["llm_key_variable"] == "MY_KEY"
