@@ -114,6 +114,12 @@ ROUNDS = 5  # times a passage is asked about at most
 GOOD = 0.5  # share of questions that are expected to be good before any has been seen
 
 
+def _plan(s: SimpleNamespace, corpus: _Corpus, way: Way, slots: list[tuple[int, int]]) -> list[Asked]:
+    "What to ask in slots of (round, row)."
+    by_round = [(number, [row for n, row in slots if n == number]) for number in range(ROUNDS)]
+    return [a for number, rows in by_round for a in plan(rows, corpus.related, s.kinds, s.questions_per_passage, way, number)]
+
+
 @dataclass
 class _Batch:
     "Everything asked so far, and what became of it."
@@ -158,9 +164,7 @@ def _until_enough(s: SimpleNamespace, corpus: _Corpus, way: Way, llm: LLM, repli
         good = max(0.05, len(batch.kept) / (at * s.questions_per_passage)) if at else GOOD
         missing = s.target_questions - len(batch.kept)
         size = ceil(1.1 * missing / (good * s.questions_per_passage)) if s.target_questions else len(slots)
-        for number in range(ROUNDS):
-            rows = [row for n, row in slots[at : at + size] if n == number]
-            asked += plan(rows, corpus.related, s.kinds, s.questions_per_passage, way, (number,)) if rows else []
+        asked += _plan(s, corpus, way, slots[at : at + size])
         answers += ask(llm, [a.job for a in asked[len(answers) :]], replies, s.max_budget)
         at += size
         batch = _filtered(s, corpus, way, asked, answers, (judge_llm, replies) if judge_llm else None)
@@ -178,8 +182,7 @@ def estimate_generate(**parameters: object) -> tuple[Forecast, Forecast | None]:
     with _open_llm(s) as llm:
         way, _ = _way(s, corpus, llm, replies)
         wanted = ceil(s.target_questions / (GOOD * s.questions_per_passage)) if s.target_questions else len(corpus.order)
-        rows = (corpus.order * ROUNDS)[:wanted]
-        asked = plan(rows, corpus.related, s.kinds, s.questions_per_passage, way)
+        asked = _plan(s, corpus, way, [(number, row) for number in range(ROUNDS) for row in corpus.order][:wanted])
         pilot = asked[:: max(1, len(asked) // PILOT)][:PILOT]
         answers = ask(llm, [a.job for a in pilot], replies, s.max_budget, desc="estimating")
         generator = forecast(llm, [a.job for a in asked], replies)

@@ -253,26 +253,25 @@ def plan(
     kinds: dict[str, float],  # kind → share
     per_passage: int,  # questions a passage
     way: Way,
-    rounds: Sequence[int] = (0,),  # numbers of the rounds
+    number: int = 0,  # of the round
 ) -> list[Asked]:
     "What to ask."
     asked: list[Asked] = []
     by_example = way.style == "examples"
     shares = {k: s for k, s in kinds.items() if not (by_example and k == MULTI_HOP)}  # a small model cannot write those
-    for number in rounds:
-        for row in rows:
-            p = related.passages[row]
-            seed = (way.seed + crc32(f"{number}\0{p.id}".encode())) % 2**31
-            wanted = draw_kinds(shares, per_passage, seed)
-            if by_example:
-                asked.append(shown(p, wanted, related.steering(row), [k for k, share in shares.items() if share > 0], way, seed))
-                continue
-            single, hops = [k for k in wanted if k != MULTI_HOP], [k for k in wanted if k == MULTI_HOP]
-            together = [related.passages[n] for n in related.together(row, seed)] if hops else []
-            if len(together) > 1:
-                asked.append(told(together, hops, [], way, seed))
-            if single:
-                asked.append(told([p], single, related.steering(row), way, seed))
+    for row in rows:
+        p = related.passages[row]
+        seed = (way.seed + crc32(f"{number}\0{p.id}".encode())) % 2**31
+        wanted = draw_kinds(shares, per_passage, seed)
+        if by_example:
+            asked.append(shown(p, wanted, related.steering(row), [k for k, share in shares.items() if share > 0], way, seed))
+            continue
+        single, hops = [k for k in wanted if k != MULTI_HOP], [k for k in wanted if k == MULTI_HOP]
+        together = [related.passages[n] for n in related.together(row, seed)] if hops else []
+        if len(together) > 1:
+            asked.append(told(together, hops, [], way, seed))
+        if single:
+            asked.append(told([p], single, related.steering(row), way, seed))
     return asked
 
 # %% ../nbs/13_questions.ipynb #683df7bb

@@ -20,10 +20,11 @@ from .beir import Passage, Question, read_jsonl, write_jsonl
 from .runs import InputError, write_json
 
 # %% ../nbs/07_recipe.ipynb #63edc50b
-def _pair(question: Question, number: dict[str, int]) -> dict[str, Any]:
+def _pair(question: Question, chunks: dict[str, tuple[int, Passage]]) -> dict[str, Any]:
     "A question as the recipe has it."
-    segments = [number[p] for p in question.positives]
-    several = len(segments) > 1
+    own = [chunks[p] for p in question.positives]
+    segments, several = [number for number, _ in own], len(own) > 1
+    hops = [{"hop_number": n, "segment_ids": [number], "summary": p.title or p.text[:80]} for n, (number, p) in enumerate(own, start=1)]
     return {
         "question": question.text,
         "answer": question.answer,
@@ -32,7 +33,7 @@ def _pair(question: Question, number: dict[str, int]) -> dict[str, Any]:
         "reasoning_type": question.reasoning or "factual",
         "segment_ids": segments,
         "hop_count": len(segments),
-        "hop_contexts": [{"hop_number": n, "segment_ids": [s], "summary": ""} for n, s in enumerate(segments, start=1)] if several else [],
+        "hop_contexts": hops if several else [],
         "kind": question.kind,
     }
 
@@ -54,7 +55,7 @@ def write_generated(
 
     def record(names: tuple[str, ...]) -> dict[str, Any]:
         chunks, asked = [p for name in names for p in of[name]], about[names]
-        number = {p.id: n for n, p in enumerate(chunks, start=1)}
+        number = {p.id: (n, p) for n, p in enumerate(chunks, start=1)}
         return {
             "file_name": list(names),
             "text": "\n\n".join(p.text for p in chunks),

@@ -22,7 +22,8 @@ def headline(
     m = manifest["metrics"]
     match manifest["stage"]:
         case "generate":
-            return f"{m['funnel']['kept']} questions kept of {m['funnel']['written']} written about {m['asked_passages']} of {m['passages']} passages"
+            skipped = f"; {m['skipped_documents']} documents skipped, see 1_generate/documents.jsonl" if m["skipped_documents"] else ""
+            return f"{m['funnel']['kept']} questions kept of {m['funnel']['written']} written about {m['asked_passages']} of {m['passages']} passages{skipped}"
         case "prepare":
             q = m["questions"]
             return f"{q['train']} training, {q['dev']} validation and {q['test']} test questions; {m['training_rows']} rows, {m['candidates']['kept']} hard negatives"
