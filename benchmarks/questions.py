@@ -7,7 +7,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 KINDS = "{factual: 0.3, procedural: 0.3, causal: 0.15, keyword: 0.25}"
@@ -25,9 +24,7 @@ def main() -> None:
         run_dir = options.runs / Path(llm).stem
         settings = (f"llm={llm}", f"max_passages={options.passages}", "questions_per_passage=3", f"kinds={KINDS}")
         command = [Path(sys.executable).parent / "domain-embed", "generate", "--documents", options.corpus, run_dir]
-        start = time.monotonic()
         subprocess.run([*command, *(part for s in settings for part in ("--set", f"generate.{s}"))], check=True)
-        seconds = time.monotonic() - start
         m = json.loads((run_dir / "1_generate/manifest.json").read_text())["metrics"]
         replies = [json.loads(line) for line in (run_dir / "cache/replies.jsonl").read_text().splitlines()]
         asking = sum(r["seconds"] for r in replies)
@@ -37,7 +34,6 @@ def main() -> None:
             "style": m["style"],
             "tried": m["tried"],
             "seconds asking, per question written": round(asking / written, 2),
-            "seconds of the stage": round(seconds),
             "own passage in the base model's top 10, written": m["found_by_base_model"],
             "and kept": m["kept_found_by_base_model"],
             "rare names asked about": f"{m['rare_identifiers_asked_about']} of {m['rare_identifiers']}",

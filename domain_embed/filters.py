@@ -32,7 +32,7 @@ def wording_problem(
 ) -> str:  # name of the filter that it falls to, "" where it falls to none
     "What is wrong with a question's wording, if anything is."
     found = words(text)
-    if len(found) < MIN_WORDS:
+    if len(found) < MIN_WORDS and not identifiers(text):  # people search for an error's name alone
         return "too short"
     if len(found) > MAX_WORDS:
         return "too long"
