@@ -124,3 +124,13 @@ def test_notebooks_have_a_kernel_and_no_ids_of_machines():
 def test_profiles():
     for path in asset("profiles").glob("*.yaml"):
         assert load_profile(path.stem)["finetune"]["epochs"] >= 1 and find_profile(path.stem) == path
+
+
+def test_links_between_notebooks_lead_somewhere():
+    names = {n.name for n in NOTEBOOKS}
+    links = {
+        (n.name, link) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "markdown" for link in re.findall(r"\]\((\w+\.ipynb)\)", source(c))
+    }
+    assert links and not {(where, link) for where, link in links if link not in names}
+    listed = set(re.findall(r"\w+\.ipynb", (ROOT / "nbs/_smalldocs.yml").read_text()))
+    assert listed == names
