@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from itertools import cycle
 from urllib.parse import urlsplit
 
 FAULTS = ("429", "429", "500", "503", "stall", "drop", "cut", "junk", "half")
@@ -15,9 +16,10 @@ FAULTS = ("429", "429", "500", "503", "stall", "drop", "cut", "junk", "half")
 class FaultyProxy:
     "A context manager; `url` is its base URL."
 
-    def __init__(self, upstream: str, share: float, stall: float = 3.0, seed: int = 0):
-        self.upstream, self.share, self.stall = urlsplit(upstream), share, stall
+    def __init__(self, upstream: tuple[str, ...], share: float, stall: float = 3.0, seed: int = 0, never: bytes = b""):
+        self.upstream, self.share, self.stall = cycle(map(urlsplit, upstream)), share, stall
         self.random, self.lock = random.Random(seed), threading.Lock()
+        self.never = never  # a request that holds this is answered 500
         self.delivered: Counter[str] = Counter()  # hash of a request's body → whole replies sent
         self.faults: Counter[str] = Counter()
         self.under_way = self.most_under_way = 0
@@ -35,7 +37,7 @@ class FaultyProxy:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                fault = proxy.fault()
+                fault = "500" if proxy.never and proxy.never in body else proxy.fault()
                 with proxy.lock:
                     proxy.faults[fault] += 1
                     proxy.under_way += 1
@@ -57,8 +59,10 @@ class FaultyProxy:
                     return self.reply(int(fault), b'{"error": {"message": "no"}}', **({"Retry-After": "0.2"} if fault == "429" else {}))
                 if fault == "junk":
                     return self.reply(200, b"<html>Bad gateway</html>")
-                connection = http.client.HTTPConnection(proxy.upstream.hostname, proxy.upstream.port, timeout=300)
-                path = proxy.upstream.path + self.path.removeprefix("/v1")
+                with proxy.lock:
+                    upstream = next(proxy.upstream)
+                connection = http.client.HTTPConnection(upstream.hostname, upstream.port, timeout=300)
+                path = upstream.path + self.path.removeprefix("/v1")
                 connection.request("POST", path, body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 content = response.read()

@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_proxy import FAULTS, FaultyProxy
 
 from domain_embed import llm as client
+from domain_embed.beir import Passage
 from domain_embed.llm import Job, Replies, ask, connect, embedded_llm
+from domain_embed.questions import Way, find_way, plan
+from domain_embed.related import Related
 
 NUMBER, FEW = 200, 60
 
@@ -34,7 +39,7 @@ def quick(monkeypatch):
 
 
 def test_200_requests_with_faults_none_lost_none_paid_twice(tmp_path):
-    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0.35) as proxy:
+    with embedded_llm() as own, FaultyProxy(own.addresses, share=0.35) as proxy:
         answers = ask(server(proxy.url), jobs(), Replies(tmp_path / "replies.jsonl"))
         assert all(a.text and not a.reason for (a,) in answers)
         assert len(proxy.delivered) == NUMBER and set(proxy.delivered.values()) == {1}
@@ -45,7 +50,7 @@ def test_200_requests_with_faults_none_lost_none_paid_twice(tmp_path):
 
 
 def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
-    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0) as proxy:
+    with embedded_llm() as own, FaultyProxy(own.addresses, share=0) as proxy:
         refused = Job([{"prompt": "x " * 5000, "max_tokens": 4}])  # longer than the model's context: HTTP 400
         few = jobs()[:4]
         answers = ask(server(proxy.url), [*few[:2], refused, *few[2:]], Replies(tmp_path / "replies.jsonl"))
@@ -61,7 +66,7 @@ client.ask(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), c
 
 def test_kill_in_the_middle(tmp_path):
     store, here = tmp_path / "replies.jsonl", Path(__file__).parent
-    with embedded_llm() as own, FaultyProxy(own.addresses[0], share=0.2) as proxy:
+    with embedded_llm() as own, FaultyProxy(own.addresses, share=0.2) as proxy:
         command = [sys.executable, "-c", SCRIPT, proxy.url, str(store)]
         process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
         while not (store.exists() and store.read_bytes().count(b"\n") >= FEW // 3):
@@ -78,3 +83,16 @@ def test_kill_in_the_middle(tmp_path):
         assert {k: known[k] for k in before} == before
         undisturbed = ask(server(own.addresses[0]), jobs(FEW), Replies(tmp_path / "other.jsonl"))
         assert [(a,) for (a,) in ask(server(proxy.url), jobs(FEW), Replies(store))] == [(a,) for (a,) in undisturbed]
+
+
+def test_a_server_that_knows_no_schema(tmp_path):
+    manual = [
+        Passage(f"m#{n}", "m", "", text, language="en") for n, text in enumerate(("E17 means no water.", "Valve V3 clears E17.", "It weighs 4 kg."))
+    ]
+    related, way = Related(manual, np.eye(3, dtype=np.float32)), Way("auto", 60, 0)
+    with embedded_llm() as own, FaultyProxy(own.addresses, share=0, never=b"json_schema") as proxy:
+        llm = replace(server(proxy.url), retries=0, timeout=60)
+        taken, shares = find_way(
+            llm, Replies(tmp_path / "replies.jsonl"), way, lambda w: plan([0, 1, 2], related, {"factual": 1}, 1, w), lambda questions: 0.4
+        )
+    assert shares["json_schema"] == 0 and taken.style in ("json", "examples") and shares[taken.style] > 0

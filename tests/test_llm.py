@@ -36,7 +36,7 @@ def settings(address, folder, *more):
 
 
 def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
-    with embedded_llm() as llm, FaultyProxy(llm.addresses[0], share=0.2, stall=0) as proxy:
+    with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0.2, stall=0) as proxy:
         more = ("generate.kinds={factual: 1, multi_hop: 1}", "generate.max_passages=3", "generate.judge_llm=generator", "generate.judge_threshold=1")
         assert_ok(
             domain_embed("generate", "--documents", documents, *settings(proxy.url, tmp_path, *more), tmp_path / "run", MY_KEY="sk-very-secret")
@@ -58,7 +58,7 @@ def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
 
 
 def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
-    with embedded_llm() as llm:
+    with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0) as proxy:
         prices = (
             "generate.llm_price_in=1000",
             "generate.llm_price_out=2000",
@@ -66,7 +66,7 @@ def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
             "generate.questions_per_passage=1",
             "generate.kinds={factual: 1}",
         )
-        options = ("--documents", documents, *settings(llm.addresses[0], tmp_path, *prices))
+        options = ("--documents", documents, *settings(proxy.url, tmp_path, *prices))
         printed = assert_ok(domain_embed("generate", "--estimate", *options, tmp_path / "run", MY_KEY="x"))
         assert printed.startswith("generator ") and "3 requests (6 answered already)" in printed
         sent = len((tmp_path / "run/cache/replies.jsonl").read_text().splitlines())
