@@ -9,7 +9,7 @@ __all__ = ['write_generated', 'read_generated', 'TrainingRow', 'write_training',
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ class TrainingRow:
     query: str
     positive: str  # passage id
     negatives: list[tuple[str, float]]  # passage id, similarity to the query; highest first
+    masked: list[str] = field(default_factory=list)  # passage ids that answer it too, or may: never negatives, wherever in a batch they come from
 
 
 def write_training(
@@ -132,6 +133,7 @@ def write_training(
             "corpus_id": corpus_id,
             "pos_doc": [{"id": r.positive}],
             "neg_doc": [{"id": i, "score": s} for i, s in r.negatives],
+            "masked_doc": [{"id": i} for i in r.masked],
         }
         for r in rows
     ]
@@ -152,5 +154,6 @@ def read_training(
         several = len(entry["pos_doc"]) > 1
         for number, positive in enumerate(entry["pos_doc"]):
             row_id = f"{entry['question_id']}_{number}" if several else entry["question_id"]
-            rows.append(TrainingRow(row_id, entry["question"], positive["id"], negatives))
+            others = [p["id"] for p in (*entry["pos_doc"], *entry.get("masked_doc", ())) if p["id"] != positive["id"]]
+            rows.append(TrainingRow(row_id, entry["question"], positive["id"], negatives, others))
     return rows, texts
