@@ -4,21 +4,16 @@
 
 # %% auto #0
 __all__ = ['FREE', 'POSITIVE', 'TWIN', 'NEIGHBOUR', 'MARKED', 'CHECKED', 'MASKS', 'ABOVE', 'OUTSIDE', 'UNUSED', 'KEPT',
-           'VERDICTS', 'RANDOM', 'threshold', 'Window', 'judge', 'masked_rows', 'masks_of', 'look', 'deepen',
-           'write_scores', 'read_scores', 'training_rows']
+           'VERDICTS', 'RANDOM', 'threshold', 'Window', 'judge', 'masked_rows', 'masks_of', 'look', 'deepen']
 
 # %% ../nbs/22_mining.ipynb #e817640e
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .beir import Passage, Question
-from .recipe import TrainingRow
 from .search import search, top_k
 
 # %% ../nbs/22_mining.ipynb #5f29c040
@@ -176,77 +171,3 @@ def deepen(
     width = int((more_rows >= 0).any(axis=0).sum())
     rows, scores = np.hstack([window.rows, more_rows[:, :width]]), np.hstack([window.scores, more_scores[:, :width]])
     return replace(window, rows=rows, scores=scores, masks=masks_of(rows, masked, len(window.passages)))
-
-# %% ../nbs/22_mining.ipynb #67ace421
-def write_scores(
-    path: str | Path,  # .parquet
-    window: Window,
-    verdict: np.ndarray,  # from `judge`
-) -> Path:  # `path`
-    "Write every candidate: query, candidate, score, rank (1-based), verdict, lowest_positive."
-    query, column = np.nonzero(window.rows >= 0)
-    other = np.array([(q, p) for q, p, *_ in window.others], dtype=np.int64).reshape(-1, 2)
-    names = [*VERDICTS, RANDOM]
-    queries, columns = np.concatenate([query, other[:, 0]]), np.concatenate([window.rows[query, column], other[:, 1]])
-    used, candidate = np.unique(columns, return_inverse=True)
-    why = np.concatenate([verdict[query, column], [names.index(what) for *_, what in window.others]]).astype(np.int8)
-
-    def words(indices: np.ndarray, of: Sequence[str]) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(of, pa.string()))
-
-    table = {
-        "query": words(queries, window.queries),
-        "candidate": words(candidate, [window.passages[n] for n in used]),
-        "score": np.concatenate([window.scores[query, column], [score for _, _, score, _ in window.others]]).astype(np.float32),
-        "rank": pa.array([*(column + 1).tolist(), *[None] * len(other)], pa.int32()),
-        "verdict": words(why, names),
-        "lowest_positive": window.lowest[queries],
-    }
-    pq.write_table(pa.table(table), path)
-    return Path(path)
-
-
-def read_scores(
-    path: str | Path,  # what `write_scores` wrote
-) -> tuple[Window, np.ndarray]:  # and the verdicts
-    "A window as it was."
-    table = pq.read_table(path).to_pandas()
-    for name in ("query", "candidate", "verdict"):
-        table[name] = table[name].astype("category")
-    queries, passages = list(table["query"].cat.categories), list(table["candidate"].cat.categories)
-    names = [*VERDICTS, RANDOM]
-    why = table["verdict"].cat.codes.map(dict(enumerate(map(names.index, table["verdict"].cat.categories)))).to_numpy(dtype=np.int8)
-    query, passage, score = table["query"].cat.codes.to_numpy(), table["candidate"].cat.codes.to_numpy(), table["score"].to_numpy()
-    inside = table["rank"].notna().to_numpy()
-    shape = len(queries), int(table["rank"].max()) if inside.any() else 0
-    at = query[inside], table["rank"].to_numpy()[inside].astype(np.int64) - 1
-    rows, scores, verdict, lowest = (
-        np.full(shape, -1),
-        np.full(shape, -np.inf, dtype=np.float32),
-        np.full(shape, UNUSED, dtype=np.int8),
-        np.empty(shape[0], dtype=np.float32),
-    )
-    rows[at], scores[at], verdict[at], lowest[query] = passage[inside], score[inside], why[inside], table["lowest_positive"]
-    others = [(int(q), int(p), float(s), names[w]) for q, p, s, w in zip(query[~inside], passage[~inside], score[~inside], why[~inside], strict=True)]
-    return Window(queries, passages, rows, scores, np.where(verdict < ABOVE, verdict, FREE).astype(np.int8), lowest, others), verdict
-
-# %% ../nbs/22_mining.ipynb #65e1f954
-def training_rows(
-    questions: Sequence[Question],
-    window: Window,
-    verdict: np.ndarray,  # from `judge`
-    masked: Sequence[dict[int, int]],  # from `masked_rows`
-    promote: float = 0.0,  # share of the lowest positive's score; 0: nothing is promoted
-) -> list[TrainingRow]:
-    "One row for each positive of each question."
-    made = []
-    for n, q in enumerate(questions):
-        names, scores, why = [window.passages[r] for r in window.rows[n]], window.scores[n], verdict[n]
-        negatives = [(names[c], float(scores[c])) for c in np.flatnonzero(why == KEPT)]
-        likely = [(names[c], float(scores[c])) for c in np.flatnonzero(why == ABOVE)]
-        better = [p for p, score in likely if promote and score >= window.lowest[n] + (promote - 1) * abs(window.lowest[n])]
-        known = [window.passages[r] for r, what in masked[n].items() if what != NEIGHBOUR]
-        never = list(dict.fromkeys([*known, *(p for p, _ in likely)]))
-        for number, positive in enumerate([*q.positives, *better]):
-            made.append(TrainingRow(f"{q.id}_{number}", q.text, positive, negatives, [p for p in never if p != positive]))
-    return made

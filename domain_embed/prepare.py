@@ -6,30 +6,158 @@
 __all__ = ['run_prepare']
 
 # %% ../nbs/20_prepare.ipynb #d923bf7e
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from .beir import read_passages, read_questions, write_beir
+from .beir import Passage, Question, read_beir, read_passages, read_questions, write_beir, write_jsonl
 from .encode import encode_cached, load_model
-from .mining import mine, training_rows
+from .explorer import read_marks
+from .leaks import leaking, same_questions, shared_words
+from .mining import ABOVE, KEPT, VERDICTS, Window, deepen, judge, look, masked_rows
+from .opinions import check, load_reader, look_fused, side_by_side
+from .pairs import Pairs, read_pairs
+from .pictures import shares
 from .profiles import check_parameters
-from .recipe import read_generated, write_training
+from .recipe import TrainingRow, write_training
+from .rows import training_rows, write_scores
 from .runs import InputError
-from .splits import split_by_document
-from .stages import artefact, open_stage
+from .search import near_duplicates
+from .splits import Split, hash_test, read_frozen, read_groups, split_questions
+from .stages import Stage, artefact, open_stage
+
+# %% ../nbs/20_prepare.ipynb #f6e18491
+def _read(stage: Stage, s: SimpleNamespace) -> Pairs:
+    "The questions that there are, with passages whose near duplicates are known."
+    if not s.pairs:
+        passages = read_passages(stage.read(artefact(s.run_dir, "generate", "passages.jsonl")))
+        return Pairs(passages, read_questions(stage.read(artefact(s.run_dir, "generate", "questions.jsonl"))), {})
+    found = read_pairs(s.pairs, s.min_overall)
+    stage.read(s.pairs)
+    groups = near_duplicates([p.text for p in found.passages])
+    return replace(found, passages=[replace(p, group=found.passages[n].id) for p, n in zip(found.passages, groups, strict=True)])
+
+
+def _vectors(s: SimpleNamespace, passages: Sequence[str], questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    "Vectors of passages and questions by the base model, and by more encoders where there are any."
+    cache, found = Path(s.run_dir) / "cache" / "vectors", []
+    for name in (s.base_model, *s.more_encoders):
+        prompts = (s.query_prompt, s.passage_prompt) if name == s.base_model else ("", "")
+        model = load_model(name, s.max_length, *prompts, s.trust_remote_code)
+        of_passages = encode_cached(cache, model, passages, "document", desc="encoding passages")
+        found.append((of_passages, encode_cached(cache, model, questions, "query", desc="encoding questions")))
+    return side_by_side([p for p, _ in found]), side_by_side([q for _, q in found])
+
+# %% ../nbs/20_prepare.ipynb #ed4ae673
+def _split(stage: Stage, s: SimpleNamespace, found: Pairs, marks: dict[tuple[str, str], str]) -> tuple[list[Question], Split]:
+    "All questions that are used, and the split; writes eval_beir/."
+    frozen_test = s.frozen_test or found.test
+    frozen, digest = read_frozen(stage.read(frozen_test), found.passages) if frozen_test else ([], "")
+    names = {q.id for q in frozen}
+    questions = [*frozen, *(q for q in found.questions if len(q.positives) <= s.max_positives and q.id not in names)]
+    groups = read_groups(stage.read(s.groups), {p.document for p in found.passages}) if s.groups else {}
+    split = split_questions(found.passages, questions, s.val_fraction, s.test_fraction, s.seed, groups, frozen)
+    relevant = [pair for pair, mark in marks.items() if mark == "relevant" and split.owner.get(pair[1]) == "train"]
+    more = {i: [p for q, p in relevant if q == i] for i in split.questions["train"]}
+    questions = [replace(q, positives=list(dict.fromkeys([*q.positives, *more.get(q.id, ())]))) for q in questions if q.id not in split.dropped]
+    folder = write_beir(stage.folder / "eval_beir", found.passages, questions, split.questions)
+    if frozen:
+        shutil.copy(Path(frozen_test) / "qrels" / "test.tsv", folder / "qrels" / "test.tsv")  # its grades too
+    written = hash_test(read_beir(folder, "test"))
+    if frozen and written != digest:
+        raise RuntimeError(f"the frozen test {frozen_test} has hash {digest}, and {written} once it is written: please report this")
+    (folder / "test.sha256").write_text(written + "\n", encoding="utf-8")
+    stage.metrics |= {
+        "questions": {name: len(ids) for name, ids in split.questions.items()},
+        "kinds": {name: dict(sorted(Counter(q.kind for q in questions if q.id in set(ids)).items())) for name, ids in split.questions.items()},
+        "left_out": found.left_out | Counter(split.dropped.values()),
+        "dropped_for_many_positives": sum(len(q.positives) > s.max_positives for q in found.questions),
+        "test_sha256": written,
+    }
+    return questions, split
+
+# %% ../nbs/20_prepare.ipynb #5701e783
+def _mine(
+    stage: Stage,
+    s: SimpleNamespace,
+    passages: list[Passage],
+    train: list[Question],
+    allowed: np.ndarray,
+    vectors: tuple[np.ndarray, np.ndarray],
+    wrong: list[tuple[str, str]],
+) -> tuple[Window, list[TrainingRow]]:
+    "Windows and training rows; writes scores.parquet and likely_positives.jsonl."
+    masked, (of_passages, of_questions) = masked_rows(train, passages, s.mask_neighbours, wrong), vectors
+    line = {
+        "num_negatives": s.num_negatives,
+        "max_positive_fraction": s.max_positive_fraction,
+        "min_margin": s.min_margin,
+        "skip_ranks": s.skip_ranks,
+    }
+    verdicts = partial(judge, **line, sample_from=s.sample_from, seed=s.seed)
+    recall, read = 1.0, 0
+    if s.fuse_bm25:
+        window = look_fused(train, passages, of_questions, of_passages, allowed, s.candidates, masked)
+    else:
+        window, recall = look(train, passages, of_questions, of_passages, allowed, s.candidates, masked, s.seed)
+        window = deepen(window, of_questions, of_passages, allowed, masked, **line)
+    if s.check_model:
+        texts = {p.id: p.content for p in passages}
+        window, read = check(window, verdicts, load_reader(s.check_model, 2 * s.max_length), train, texts, s.check_from, s.max_positive_fraction)
+    verdict = verdicts(window)
+    write_scores(stage.folder / "scores.parquet", window, verdict)
+    n, column = np.nonzero(verdict == ABOVE)
+    share = shares(window)[n, column]
+    likely = [
+        {
+            "query": train[n[k]].id,
+            "question": train[n[k]].text,
+            "candidate": window.passages[window.rows[n[k], column[k]]],
+            "share": round(float(share[k]), 4),
+        }
+        for k in np.argsort(-share, kind="stable")
+    ]
+    write_jsonl(stage.folder / "likely_positives.jsonl", likely)
+    rows = training_rows(train, window, verdict, masked, s.promote)
+    stage.metrics |= {
+        "training_rows": len(rows),
+        "promoted": len(rows) - sum(len(q.positives) for q in train),
+        "questions_with_too_few_negatives": int(((verdict == KEPT).sum(axis=1) < s.num_negatives).sum()),
+        "candidates": {name: int(((verdict == v) & (window.rows >= 0)).sum()) for v, name in enumerate(VERDICTS) if v},
+        "search_recall": recall,
+        "pairs_read_by_check_model": read,
+    }
+    return window, rows
 
 # %% ../nbs/20_prepare.ipynb #658cc290
 def run_prepare(
     run_dir: str,  # run folder
-    val_fraction: float,
-    test_fraction: float,
-    generated: str,  # "", or a .jsonl file
+    pairs: str,
     min_overall: int,
     max_positives: int,
+    val_fraction: float,
+    test_fraction: float,
+    groups: str,
+    frozen_test: str,
+    max_leak: float,
     candidates: int,
     num_negatives: int,
     max_positive_fraction: float,
+    min_margin: float,
+    skip_ranks: int,
+    sample_from: int,
+    mask_neighbours: int,
+    fuse_bm25: bool,
+    more_encoders: list[str],
+    check_model: str,
+    check_from: float,
+    promote: float,
     base_model: str,
     max_length: int,  # tokens
     query_prompt: str,
@@ -40,41 +168,32 @@ def run_prepare(
     "Split questions and mine hard negatives."
     parameters = dict(locals())
     check_parameters("prepare", parameters, "20_prepare")
+    s = SimpleNamespace(**parameters)
     with open_stage(run_dir, "prepare", parameters) as stage:
         if stage.done:
             return stage.manifest
-        left_out: dict[str, int] = {}
-        if generated:
-            if not Path(generated).is_file():
-                raise InputError(f"prepare.generated {generated} does not exist: give a .jsonl file of generated questions, or none")
-            passages, written, left_out = read_generated(stage.read(generated), min_overall)
-        else:
-            passages = read_passages(stage.read(artefact(run_dir, "generate", "passages.jsonl")))
-            written = read_questions(stage.read(artefact(run_dir, "generate", "questions.jsonl")))
-        questions = [q for q in written if len(q.positives) <= max_positives]
-        splits = split_by_document(questions, val_fraction, test_fraction, seed)
-        write_beir(stage.folder / "eval_beir", passages, questions, splits)
-
-        held_out = {q.document for q in questions if q.id in set(splits["dev"] + splits["test"])}
-        allowed = np.array([p.document not in held_out for p in passages])
-        train = [q for q in questions if q.id in set(splits["train"])]
-        cache = Path(run_dir) / "cache" / "vectors"
-        model = load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code)
-        passage_vectors = encode_cached(cache, model, [p.content for p in passages], "document", desc="encoding passages")
-        query_vectors = encode_cached(cache, model, [q.text for q in train], "query", desc="encoding questions")
-        mined = mine(train, query_vectors, [p.id for p in passages], passage_vectors, allowed, candidates, num_negatives, max_positive_fraction)
-        rows = training_rows(train, mined)
-        mined.to_parquet(stage.folder / "scores.parquet", index=False)
+        found, marks = _read(stage, s), read_marks(Path(run_dir) / "marks.jsonl")
+        stage.read(Path(run_dir) / "marks.jsonl")
+        questions, split = _split(stage, s, found, marks)
+        passages, of_split = found.passages, {name: [q for q in questions if q.id in set(ids)] for name, ids in split.questions.items()}
+        train, test = of_split["train"], of_split["test"]
+        allowed = np.array([split.owner[p.id] == "train" for p in passages])
+        of_passages, of_questions = _vectors(s, [p.content for p in passages], [q.text for q in (*train, *test)])
+        wrong = [pair for pair, mark in marks.items() if mark == "false"]
+        _, rows = _mine(stage, s, passages, train, allowed, (of_passages, of_questions[: len(train)]), wrong)
         used = {i for r in rows for i in (r.positive, *(n for n, _ in r.negatives))}
         write_training(stage.folder, rows, [p for p in passages if p.id in used])
 
-        found = mined["verdict"].value_counts().to_dict()
-        stage.metrics |= {
-            "questions": {split: len(ids) for split, ids in splits.items()},
-            "left_out": left_out,
-            "dropped_for_many_positives": len(written) - len(questions),
-            "training_rows": len(rows),
-            "rows_with_too_few_negatives": sum(len(r.negatives) < num_negatives for r in rows),
-            "candidates": {verdict: found.get(verdict, 0) for verdict in ("positive", "above the line", "kept", "not needed")},
-        }
+        leaks = shared_words(test, {p.id: p for p in passages}, used) + same_questions(
+            test, train, of_questions[len(train) :], of_questions[: len(train)]
+        )
+        write_jsonl(stage.folder / "leaks.jsonl", map(asdict, leaks))
+        share = leaking(leaks, len(test))
+        stage.metrics |= {"leaks": dict(Counter(leak.kind for leak in leaks)), "leaking_share": share, "marks": len(marks)}
+        if share > max_leak:
+            shown = "; ".join(f"{leak.kind} {leak.share:.2f}: {leak.test!r} {leak.training!r}" for leak in leaks[:3])
+            raise InputError(
+                f"{share:.0%} of {len(test)} test questions have something in common with training, more than prepare.max_leak = {max_leak} ({shown}): "
+                "name documents that repeat each other in prepare.groups, or raise the bound"
+            )
     return stage.manifest

@@ -128,11 +128,11 @@ def test_review_is_honoured_and_survives(tiny_run, documents, tmp_path):
 
 def test_questions_made_elsewhere_enter_at_stage_2(tiny_run, tmp_path):
     generated = tiny_run[0] / "1_generate/generated.jsonl"
-    found = run_here("prepare", tmp_path / "run", f"prepare.generated={generated}")["metrics"]
+    found = run_here("prepare", tmp_path / "run", f"prepare.pairs={generated}")["metrics"]
     expected = read_manifest(tiny_run[0], "prepare")["metrics"]
     assert sum(found["questions"].values()) == sum(expected["questions"].values()) and found["training_rows"] > 0
     with pytest.raises(InputError, match=r"none\.jsonl does not exist"):
-        run_here("prepare", tmp_path / "run", f"prepare.generated={tmp_path}/none.jsonl")
+        run_here("prepare", tmp_path / "run", f"prepare.pairs={tmp_path}/none.jsonl")
 
 
 def test_prompts_and_queries_of_the_users_own(documents, tmp_path):
