@@ -23,7 +23,8 @@ def threshold(
     min_margin: float = 0.0,  # and at least this much below the positive
 ) -> np.ndarray | float:
     "The highest score that a hard negative may have (NV-Retriever's TopK-PercPos, and its TopK-MarginPos)."
-    return lowest_positive - np.maximum((1 - max_positive_fraction) * np.abs(lowest_positive), min_margin)
+    margin = (1 - max_positive_fraction) * np.abs(lowest_positive)
+    return lowest_positive - (np.maximum(margin, min_margin) if min_margin else margin)
 
 # %% ../nbs/22_mining.ipynb #f0760a89
 FREE, POSITIVE, TWIN, NEIGHBOUR, MARKED, CHECKED = range(6)  # why a candidate cannot be a negative
@@ -71,6 +72,12 @@ def judge(
     return np.where(window.masks != FREE, window.masks, verdict)
 
 # %% ../nbs/22_mining.ipynb #f0347796
+def _rows(ids: Sequence[str], passages: Sequence[Passage]) -> dict[str, int]:
+    "Where some passages stand."
+    wanted = set(ids)
+    return {p.id: n for n, p in enumerate(passages) if p.id in wanted}
+
+
 def masked_rows(
     questions: Sequence[Question],
     passages: Sequence[Passage],  # the whole corpus, in its order
@@ -78,10 +85,11 @@ def masked_rows(
     marked: Sequence[tuple[str, str]] = (),  # query, passage: known not to be a negative
 ) -> list[dict[int, int]]:  # for each question: row of a passage → why it is masked
     "Passages that are never negatives of a question."
-    row = {p.id: n for n, p in enumerate(passages)}
-    twins: defaultdict[str, list[int]] = defaultdict(list)
+    row = _rows([p for q in questions for p in q.positives] + [p for _, p in marked], passages)
+    twins: dict[str, list[int]] = {passages[n].group or passages[n].id: [] for n in row.values()}
     for n, p in enumerate(passages):
-        twins[p.group or p.id].append(n)
+        if (group := p.group or p.id) in twins:
+            twins[group].append(n)
     by_query: defaultdict[str, list[int]] = defaultdict(list)
     for query, passage in marked:
         if passage in row:
@@ -124,7 +132,7 @@ def look(
 ) -> tuple[Window, float]:  # and the search's recall: 1 where it is exact
     "Every query's window."
     found = search(query_vectors, passage_vectors, candidates, allowed, seed)
-    row = {p.id: n for n, p in enumerate(passages)}
+    row = _rows([p for q in questions for p in q.positives], passages)
     own = [(n, row[p]) for n, q in enumerate(questions) for p in q.positives]
     drawn = np.random.default_rng(seed).choice(np.flatnonzero(allowed), len(questions)) if allowed.any() else []
     pairs = np.array([*own, *enumerate(drawn)], dtype=np.int64)

@@ -144,6 +144,7 @@ EXAMPLES = """examples:
   domain-embed run --documents handbook/ runs/handbook
   domain-embed run --documents corpus.jsonl --set evaluate.test_set=beir/ runs/mine
   domain-embed run --profile nemotron-1b --documents handbook/ --set generate.llm=gpt-x runs/big
+  domain-embed run --set prepare.pairs=pairs.tsv runs/own      (questions of your own: stage 1 is not needed)
   domain-embed deploy runs/handbook
 
 A run that was stopped, in whatever way, is continued by the same command. What has not changed is not done again."""
@@ -201,12 +202,15 @@ def run_command(options: argparse.Namespace) -> None:
             raise InputError(f"--documents {options.documents}: there is no such file or folder")
         assignments.append(f"generate.documents={options.documents}")
     profile, settings = settings_for(run_dir, options.profile, assignments)
+    if (pairs := settings["prepare"]["pairs"]) and getattr(options, "documents", None):
+        raise InputError(f"--documents {options.documents} and prepare.pairs = {pairs!r}: questions are either written or given, leave one out")
     if settings["evaluate"]["test_set"]:
         read_beir(settings["evaluate"]["test_set"])  # a mistake in it is better found now than after the training
     if getattr(options, "estimate", False):
         _estimate(run_dir, settings["generate"])
         return
-    for stage in STAGES[:5] if options.command == "run" else (options.command,):
+    stages = STAGES[1 if pairs else 0 : 5] if options.command == "run" else (options.command,)
+    for stage in stages:
         run_stage(run_dir, stage, settings[stage])
         with lock(run_dir):  # what a stage has accepted is what the run folder remembers
             write_run(run_dir, settings, profile, sys.argv)

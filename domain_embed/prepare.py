@@ -154,7 +154,7 @@ def run_prepare(
     sample_from: int,
     mask_neighbours: int,
     fuse_bm25: bool,
-    more_encoders: list[str],
+    more_encoders: list,  # of names or folders
     check_model: str,
     check_from: float,
     promote: float,
@@ -184,9 +184,8 @@ def run_prepare(
         used = {i for r in rows for i in (r.positive, *(n for n, _ in r.negatives))}
         write_training(stage.folder, rows, [p for p in passages if p.id in used])
 
-        leaks = shared_words(test, {p.id: p for p in passages}, used) + same_questions(
-            test, train, of_questions[len(train) :], of_questions[: len(train)]
-        )
+        leaks = same_questions(test, train, of_questions[len(train) :], of_questions[: len(train)])
+        leaks += shared_words(test, {p.id: p for p in passages}, used)
         write_jsonl(stage.folder / "leaks.jsonl", map(asdict, leaks))
         share = leaking(leaks, len(test))
         stage.metrics |= {"leaks": dict(Counter(leak.kind for leak in leaks)), "leaking_share": share, "marks": len(marks)}

@@ -79,7 +79,7 @@ details { margin: .5rem 0 } code { overflow-wrap: anywhere } .big { font-size: 1
 @media print { body { margin: 0; max-width: none } h2 { break-after: avoid } img { break-inside: avoid } }
 </style></head><body>
 <h1>{{ name }}</h1>
-<p>{{ run.settings.generate.documents }} · profile {{ run.profile }} · base model {{ run.settings.finetune.base_model }}</p>
+<p>{{ run.settings.prepare.pairs or run.settings.generate.documents }} · profile {{ run.profile }} · base model {{ run.settings.finetune.base_model }}</p>
 {% for m in manifests if m.stage == "evaluate" %}
 <div class="wide"><table><tr><th>queries</th><th class="n">number</th><th>metric</th><th class="n">base</th><th class="n">tuned</th><th class="n">change</th><th>95% interval of the change</th></tr>
 {% for set, v in m.metrics.items() %}{% for metric, range in v.change.items() if "low" in range %}

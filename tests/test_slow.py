@@ -1,15 +1,19 @@
-"""Minutes on two cores: ten kills, and TensorRT's planner on the CPU."""
+"""Minutes on two cores: ten kills, TensorRT's planner on the CPU, the explorer in a browser."""
 
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
+import nbformat
+import pandas as pd
 import pytest
-from conftest import COMMAND, domain_embed, set_options
+from conftest import COMMAND, assert_ok, domain_embed, set_options
 
+from domain_embed.beir import read_beir, read_jsonl
 from domain_embed.runs import STAGES
 from domain_embed.stages import read_manifest
 
@@ -43,3 +47,62 @@ def test_tensorrt_plans_the_graph(tiny_run, tmp_path):
 
     plan = build_engine(trt, tiny_run[0] / "5_export/onnx/model.onnx", tmp_path / "model.plan", max_length=64)
     assert plan.stat().st_size > 10_000_000
+
+
+@pytest.fixture
+def jupyter(tmp_path):
+    "JupyterLab on a folder, and its address."
+    options = ["--no-browser", "--port=8899", "--IdentityProvider.token=", "--allow-root", "--LabApp.news_url="]
+    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield "http://127.0.0.1:8899/lab/tree"
+    process.terminate()
+    process.wait()
+
+
+def test_the_explorer_in_a_browser(tiny_run, tmp_path, jupyter):
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "run")
+    cell = nbformat.v4.new_code_cell('from domain_embed.explorer import open_explorer\nopen_explorer("run").widget')
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[cell]), tmp_path / "explore.ipynb")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1400})
+        for _ in range(60):  # until JupyterLab listens
+            try:
+                page.goto(f"{jupyter}/explore.ipynb")
+                break
+            except playwright.Error:
+                time.sleep(1)
+        page.click(".jp-Cell .jp-InputArea-editor", timeout=60_000)
+        page.keyboard.press("Shift+Enter")
+        counts, picture, said = page.locator(".widget-html").nth(0), page.locator("canvas").first, page.locator(".widget-html").nth(1)
+        counts.wait_for(timeout=60_000)
+        page.wait_for_timeout(3000)
+        before = counts.inner_text(), picture.screenshot(path=tmp_path / "0.png")
+        page.locator("[role=slider]").first.focus()
+        for _ in range(15):
+            page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(3000)
+        after = counts.inner_text(), picture.screenshot(path=tmp_path / "1.png")
+        assert before[0] != after[0] and before[1] != after[1]
+
+        where = picture.bounding_box()
+        page.mouse.click(where["x"] + 0.93 * where["width"], where["y"] + 0.34 * where["height"])  # a bar far right of the line
+        page.wait_for_timeout(2000)
+        assert float(page.locator("select option").last.inner_text().split()[0]) > 1.1
+        page.click("text=Mark as relevant")
+        page.wait_for_timeout(2000)
+        page.screenshot(path=tmp_path / "2.png")
+        assert "marked relevant" in said.inner_text()
+        page.click("text=Write this line to the profile")
+        page.wait_for_timeout(2000)
+        browser.close()
+    found = list(read_jsonl(run_dir / "marks.jsonl"))
+    assert len(found) == 1 and found[0]["mark"] == "relevant"
+    printed = assert_ok(domain_embed("prepare", run_dir))
+    assert "max_positive_fraction changed from 0.95 to 0.8" in printed
+    assert found[0]["candidate"] in read_beir(run_dir / "2_prepare/eval_beir", "train").qrels[found[0]["query"]]
+    scores = pd.read_parquet(run_dir / "2_prepare/scores.parquet")
+    assert set(scores[(scores["query"] == found[0]["query"]) & (scores["candidate"] == found[0]["candidate"])]["verdict"]) == {"positive"}
+    print(f"screenshots in {tmp_path}")

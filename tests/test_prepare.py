@@ -1,0 +1,154 @@
+"""Stage 2 on pairs of all kinds: what it keeps apart, what it hands over, and whom it obeys."""
+
+import json
+
+import pandas as pd
+import pytest
+from beir.datasets.data_loader import GenericDataLoader
+from conftest import run_here
+
+from domain_embed.beir import Passage, Question, read_beir, read_passages, write_beir
+from domain_embed.recipe import read_training
+from domain_embed.runs import InputError
+
+PARTS = (
+    "pump",
+    "valve",
+    "motor",
+    "sensor",
+    "filter",
+    "gasket",
+    "boiler",
+    "fan",
+    "belt",
+    "pipe",
+    "tank",
+    "gauge",
+    "relay",
+    "bearing",
+    "clutch",
+    "hose",
+)
+ASKED = ("how is the {} cleaned", "{} service interval", "weight of the {}")
+TEXTS = (
+    "The {0} is cleaned with warm water and a soft brush, never with a solvent; afterwards the {0} dries for two hours before it is used again.",
+    "Every {1} months the {0} is serviced by two people, who change its seals and write the date and the hours of work on its plate.",
+    "A {0} weighs {1} kilograms and is lifted by a crane with two slings, one at each end, while nobody stands under the load.",
+)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    "A BEIR folder: 16 documents of 3 passages, a question each; the belt's first passage stands in the fan's document too, and one question needs two documents."
+    passages = [Passage(f"{part}#{n}", part, "", text.format(part, 7 * i + n)) for i, part in enumerate(PARTS) for n, text in enumerate(TEXTS)]
+    passages.append(Passage("fan#3", "fan", "", TEXTS[0].format("belt", "")))
+    questions = [Question(f"{part}-{n}", q.format(part), "factual", [f"{part}#{n}"], part) for part in PARTS for n, q in enumerate(ASKED)]
+    questions.append(Question("both", "are hose and clutch cleaned alike", "multi_hop", ["hose#0", "clutch#0"], "hose"))
+    return write_beir(tmp_path / "pairs", passages, questions, {"all": [q.id for q in questions]})
+
+
+def prepare(run_dir, folder, *settings):
+    return run_here(
+        "prepare", run_dir, f"prepare.pairs={folder}", "prepare.candidates=20", "prepare.test_fraction=0.2", *(f"prepare.{s}" for s in settings)
+    )
+
+
+def sides(run_dir):
+    "Documents of each side: what training reads, and what is held out."
+    folder = run_dir / "2_prepare"
+    document = {p.id: p.document for p in read_passages(folder / "eval_beir/corpus.jsonl")}
+    rows, _ = read_training(folder / "train.json")
+    held_out = {s: {document[p] for judged in read_beir(folder / "eval_beir", s).qrels.values() for p in judged} for s in ("dev", "test")}
+    return {document[p] for r in rows for p in (r.positive, *(n for n, _ in r.negatives))}, held_out
+
+
+def passages_of(run_dir):
+    "Passages that training reads, and those that are judged in validation and test."
+    folder = run_dir / "2_prepare"
+    rows, _ = read_training(folder / "train.json")
+    judged = {p for s in ("dev", "test") for found in read_beir(folder / "eval_beir", s).qrels.values() for p in found}
+    return {p for r in rows for p in (r.positive, *(n for n, _ in r.negatives))}, judged
+
+
+def test_documents_twins_and_groups_stay_on_one_side(pairs, tmp_path):
+    groups = tmp_path / "groups.tsv"
+    groups.write_text("pump\tline 1\nvalve\tline 1\nmotor\tline 1\n")
+    for seed in (1, 2, 3):
+        manifest = prepare(tmp_path / "run", pairs, f"seed={seed}", f"groups={groups}", "max_leak=1")
+        train, held_out = sides(tmp_path / "run")
+        assert not train & (held_out["dev"] | held_out["test"]) and not held_out["dev"] & held_out["test"]
+        line = {"pump", "valve", "motor"}
+        assert sum(bool(line & side) for side in (train, held_out["dev"], held_out["test"])) <= 1
+        twins, both = {"belt#0", "fan#3"}, {"hose#0", "clutch#0"}
+        read, judged = passages_of(tmp_path / "run")
+        assert not (twins & read and {"belt", "fan"} & (held_out["dev"] | held_out["test"]))
+        separated = bool(both & read and both & judged)
+        assert separated == ("its passages, or their near duplicates, are on two sides" in manifest["metrics"]["left_out"])
+        assert "near duplicate" not in manifest["metrics"]["leaks"]
+
+
+def test_what_is_written_agrees_with_itself_and_beir_reads_it(pairs, tmp_path):
+    metrics = prepare(tmp_path / "run", pairs, "max_leak=1", "max_positive_fraction=0.6")["metrics"]
+    folder = tmp_path / "run/2_prepare"
+    scores = pd.read_parquet(folder / "scores.parquet")
+    kept = {(q, c) for q, c in scores[scores["verdict"] == "kept"][["query", "candidate"]].itertuples(index=False)}
+    content = json.loads((folder / "train.json").read_text())["data"]
+    assert (
+        kept == {(r["question_id"].rpartition("_")[0], n["id"]) for r in content for n in r["neg_doc"]} and len(kept) == metrics["candidates"]["kept"]
+    )
+    likely = [json.loads(line) for line in (folder / "likely_positives.jsonl").read_text().splitlines()]
+    assert len(likely) == (scores["verdict"] == "above the line").sum() > 0 and likely == sorted(likely, key=lambda r: -r["share"])
+    for row in content:
+        assert not {n["id"] for n in row["neg_doc"]} & {m["id"] for m in (*row["masked_doc"], *row["pos_doc"])}
+    corpus, queries, qrels = GenericDataLoader(str(folder / "eval_beir")).load("test")
+    assert len(corpus) == 49 and queries.keys() == qrels.keys() and len(qrels) == metrics["questions"]["test"]
+
+
+def test_a_frozen_test_is_handed_from_run_to_run(pairs, tmp_path):
+    first = prepare(tmp_path / "first", pairs, "max_leak=1")["metrics"]
+    frozen = tmp_path / "first/2_prepare/eval_beir"
+    second = prepare(tmp_path / "second", pairs, f"frozen_test={frozen}", "seed=7", "max_leak=1")["metrics"]
+    assert second["test_sha256"] == first["test_sha256"] and second["questions"]["test"] == first["questions"]["test"]
+    train, held_out = sides(tmp_path / "second")
+    assert held_out["test"] == sides(tmp_path / "first")[1]["test"] and not train & held_out["test"]
+    with (frozen / "qrels/test.tsv").open("a") as file:
+        file.write("pump-1\tpump#1\t1\n")
+    with pytest.raises(InputError, match=r"its test has changed since it was made"):
+        prepare(tmp_path / "third", pairs, f"frozen_test={frozen}", "max_leak=1")
+
+
+def test_marks_are_obeyed_and_move_nothing_else(pairs, tmp_path):
+    run = tmp_path / "run"
+    settings = ("max_leak=1", "max_positive_fraction=0.6")
+    before = prepare(run, pairs, *settings)["metrics"]
+    scores = pd.read_parquet(run / "2_prepare/scores.parquet")
+    false, relevant = (scores[scores["verdict"] == v].iloc[0] for v in ("kept", "above the line"))
+    marks = [{"query": r["query"], "candidate": r["candidate"], "mark": m} for r, m in ((false, "false"), (relevant, "relevant"))]
+    (run / "marks.jsonl").write_text("".join(json.dumps(m) + "\n" for m in marks))
+    after = prepare(run, pairs, *settings)["metrics"]
+    assert after["test_sha256"] == before["test_sha256"] and after["questions"] == before["questions"] and after["marks"] == 2
+    rows, _ = read_training(run / "2_prepare/train.json")
+    assert not any(r.id.startswith(f"{false['query']}_") and false["candidate"] in dict(r.negatives) for r in rows)
+    assert any(r.id.startswith(f"{relevant['query']}_") and r.positive == relevant["candidate"] for r in rows)
+
+
+def test_a_test_that_has_been_seen_is_refused(pairs, tmp_path):
+    text = (pairs / "queries.jsonl").read_text()
+    for part in PARTS:
+        text = text.replace(f"weight of the {part}", "how heavy is it")  # the same question about every document
+    (pairs / "queries.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"test questions have something in common with training.*same question 1.00: 'how heavy is it'"):
+        prepare(tmp_path / "run", pairs)
+    assert not (tmp_path / "run/2_prepare").exists()
+
+
+def test_bm25_a_second_encoder_samples_and_lines(pairs, tmp_path):
+    lines = tmp_path / "log.tsv"
+    passages = {p.id: p.text for p in read_passages(pairs / "corpus.jsonl")}
+    found = read_beir(pairs, "all")
+    lines.write_text("".join(f"{found.queries[q]}\t{passages[p]}\n" for q, judged in found.qrels.items() for p in judged))
+    more = ("fuse_bm25=true", "more_encoders=[embedded]", "sample_from=8", "min_margin=0.01", "mask_neighbours=1", "promote=1.0", "max_leak=1")
+    metrics = prepare(tmp_path / "run", lines, *more)["metrics"]
+    assert sum(metrics["questions"].values()) > 40 and metrics["candidates"]["kept"] > 50
+    with pytest.raises(InputError, match=r"cannot load the cross-encoder '/none'"):
+        prepare(tmp_path / "other", lines, "check_model=/none", "max_leak=1")
