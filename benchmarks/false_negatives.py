@@ -18,7 +18,7 @@ from domain_embed.mining import KEPT, Window, deepen, judge, look, masked_rows
 from domain_embed.opinions import look_fused
 from domain_embed.pictures import shares
 
-LINES, NEGATIVES, CANDIDATES = (np.inf, 1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7), 5, 100
+LINES, NEGATIVES, CANDIDATES = (1e9, 1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7), 5, 100
 
 
 def questions_of(folder: Path) -> tuple[list[Passage], list[Question], list[set[str]]]:
@@ -39,7 +39,7 @@ def table(name: str, windows: Callable[[float], Window], questions: list[Questio
         kept = judge(window, NEGATIVES, line) == KEPT
         wrong = sum(len({window.passages[r] for r in window.rows[n, kept[n]]} & hidden[n]) for n in range(len(questions)))
         rows = sum(bool({window.passages[r] for r in window.rows[n, kept[n]]} & hidden[n]) for n in range(len(questions)))
-        label = "naive" if line == np.inf else f"{line:.2f}"
+        label = "naive" if line == 1e9 else f"{line:.2f}"
         print(
             f"| {name} | {label} | {wrong} of {every} ({wrong / every:.1%}) | {wrong / kept.sum():.2%} | {rows / len(questions):.1%} | "
             f"{np.median(shares(window)[kept]):.2f} | {(kept.sum(axis=1) < NEGATIVES).sum()} |",
@@ -65,7 +65,7 @@ def main() -> None:
         fused = look_fused(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
 
         def deep(line: float, window: Window = window, masked: list = masked, v: tuple = (of_questions, of_passages, everyone)) -> Window:
-            return window if line == np.inf else deepen(window, *v, masked, NEGATIVES, line)
+            return window if line == 1e9 else deepen(window, *v, masked, NEGATIVES, line)
 
         table(f"{folder.name}, cosine", deep, questions, hidden)
         table(f"{folder.name}, cosine and BM25", lambda _, fused=fused: fused, questions, hidden)

@@ -190,16 +190,17 @@ def encode_cached(
     missing = {key: text for key, text in zip(hashes, texts, strict=True) if key not in known}
     where = where if where is not None else devices() if len(missing) > 16 * SHARD else ()
     order = sorted(missing, key=lambda key: -len(missing[key]))
+    shards = [order[n : n + SHARD] for n in range(0, len(order), SHARD)]
     with workers(model, where) as pool:
-        for n in range(0, len(order), SHARD):
-            keys = order[n : n + SHARD]
+        for n, keys in enumerate(shards):
             shard = folder / f"shard-{_name(keys)}.npy"
             if not shard.exists():
-                part = f"{desc}, {n:,} of {len(order):,}" if len(order) > SHARD else desc
+                part = f"{desc}, {n * SHARD:,} of {len(order):,}" if len(shards) > 1 else desc
                 _store(shard, keys, encode(model, [missing[key] for key in keys], kind, part, pool))
     _gather(folder, path, hashes, model.get_embedding_dimension())
-    for shard in folder.glob("shard-*"):
-        shard.unlink()
+    for keys in shards:
+        for suffix in (".npy", ".keys"):
+            (folder / f"shard-{_name(keys)}{suffix}").unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 
@@ -216,6 +217,9 @@ def _gather(folder: Path, path: Path, hashes: Sequence[bytes], dimensions: int) 
             ours, theirs = np.array(found).T
             vectors[ours] = np.load(source, mmap_mode="r")[theirs]
     vectors.flush()
+    if rows:
+        part.unlink()
+        raise RuntimeError(f"{folder} lost {len(rows)} vectors while they were gathered: does another process use it? Run again")
     with path.with_suffix(".keys").open("wb") as file:
         np.save(file, np.frombuffer(b"".join(hashes), dtype=np.uint8))
     part.replace(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ipywidgets
 import numpy as np
+import yaml
 from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.figure import Figure
 
@@ -63,26 +64,33 @@ def write_line(
     profile = Path(run["profile"])
     where = [str(path)]
     if profile.suffix == ".yaml" and profile.is_file():
-        write_atomic(profile, _with_values(profile, values))
-        where.append(str(profile))
+        text = _with_values(profile, values)
+        where.append(str(profile) if text else f"(not to {profile}, whose layout is not understood: change it by hand)")
+        if text:
+            write_atomic(profile, text)
     run["settings"]["prepare"] |= values
     write_json(path, run)
     return f"written to {' and '.join(where)}: `domain-embed run {run_dir}` follows it; in other runs, {said}"
 
 
-def _with_values(profile: Path, values: dict[str, float | int]) -> str:
-    "A profile's text with other values under `prepare:`, its comments as they are."
+def _with_values(profile: Path, values: dict[str, float | int]) -> str | None:
+    "A profile's text with other values under `prepare:`, its comments as they are; None where that cannot be done line by line."
     text = profile.read_text(encoding="utf-8")
-    if not re.search(r"^prepare:\s*(#.*)?$", text, re.M):
-        text = f"{text.rstrip()}\nprepare:\n"
-    head, section, rest = re.split(r"(^prepare:.*\n)", text, maxsplit=1, flags=re.M)
+    whole = text if re.search(r"^prepare:", text, re.M) else f"{text.rstrip()}\nprepare:\n"
+    head, section, rest = re.split(r"(^prepare:.*\n)", whole, maxsplit=1, flags=re.M)
     inside = re.match(r"(?:[ \t]+.*\n?|\s*#.*\n?|\s*\n)*", rest).group()
     after = rest[len(inside) :]
     indent = match.group(1) if (match := re.search(r"^([ \t]+)\w", inside, re.M)) else "  "
     for name, value in values.items():
         line = re.compile(rf"^([ \t]+{name}:[ \t]*)[^\s#]+", re.M)
         inside = line.sub(rf"\g<1>{value}", inside) if line.search(inside) else f"{indent}{name}: {value}\n{inside}"
-    return head + section + inside + after
+    new = head + section + inside + after
+    wanted = yaml.safe_load(text) or {}
+    wanted["prepare"] = (wanted.get("prepare") or {}) | values
+    try:
+        return new if yaml.safe_load(new) == wanted else None
+    except yaml.YAMLError:
+        return None
 
 # %% ../nbs/23_explorer.ipynb #66d11198
 PAGE, LISTED = 12, 200  # queries in the lower picture; candidates in the list
@@ -108,10 +116,11 @@ class Explorer:
         self.documents = np.array([passages[questions[q][2][0]].document for q in window.queries])
         self.listed: list[tuple[int, int]] = []
         wide = {"description_width": "11em"}
-        self.line = ipywidgets.FloatSlider(
-            settings["max_positive_fraction"], min=0.5, max=1.0, step=0.01, description="Line (share)", style=wide, layout={"width": "28em"}
-        )
-        self.wanted = ipywidgets.IntSlider(settings["num_negatives"], min=1, max=20, description="Negatives a question", style=wide)
+        self.settings = {name: settings[name] for name in ("num_negatives", "max_positive_fraction")}
+        fraction, wanted = settings["max_positive_fraction"], settings["num_negatives"]
+        self.line = ipywidgets.FloatSlider(fraction, min=min(0.5, fraction), max=1.0, step=0.01, description="Line (share)", style=wide)
+        self.line.layout.width = "28em"
+        self.wanted = ipywidgets.IntSlider(wanted, min=1, max=max(20, wanted), description="Negatives a question", style=wide)
         self.kind = ipywidgets.Dropdown(options=["all kinds", *np.unique(self.kinds)], description="Kind", style=wide)
         self.document = ipywidgets.Dropdown(options=["all documents", *np.unique(self.documents)], description="Document", style=wide)
         self.page = ipywidgets.IntSlider(1, min=1, max=max(1, -(-len(window.queries) // PAGE)), description="Page of questions", style=wide)
@@ -150,14 +159,16 @@ class Explorer:
         )
         self.shown = np.flatnonzero(chosen)
         self.page.max = max(1, -(-len(self.shown) // PAGE))
+        laid_out = list(getattr(self, "rows", []))
         self.rows = self.shown[(self.page.value - 1) * PAGE :][:PAGE]
         for axes in self.axes.values():
             axes.clear()
-        draw_scores(self.axes["scores"], self.window, c.verdict)
+        draw_scores(self.axes["scores"], self.window, c.verdict, chosen)
         draw_shares(self.axes["shares"], c, self.line.value)
         draw_queries(
             self.axes["queries"], self.window, c.verdict, self.line.value, self.rows, [self.questions[self.window.queries[n]][0] for n in self.rows]
         )
+        self.figure.set_layout_engine("none" if list(self.rows) == laid_out else "constrained")  # laying out takes longer than drawing
         self.canvas.draw_idle()
 
     def open_bar(self, bar: int) -> None:
@@ -205,9 +216,9 @@ class Explorer:
     def press(self, name: str) -> None:
         "What a button does."
         if name == "write":
-            self.said.value = escape(
-                write_line(self.run_dir, {"max_positive_fraction": round(self.line.value, 4), "num_negatives": self.wanted.value})
-            )
+            now = {"num_negatives": self.wanted.value, "max_positive_fraction": round(self.line.value, 4)}
+            moved = {key: value for key, value in now.items() if value != self.settings[key]}
+            self.said.value = escape(write_line(self.run_dir, moved) if moved else "nothing was moved: the run has this line already")
         elif self.list.index is not None and self.listed:
             cell, at = self.listed[self.list.index], self.list.index
             query, candidate = self.window.queries[cell[0]], self.window.passages[self.window.rows[cell]]

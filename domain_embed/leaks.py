@@ -43,14 +43,15 @@ def shared_words(
     trained: Iterable[str],  # ids of the passages that training reads
 ) -> list[Leak]:
     "Test passages that training reads, word for word or nearly."
-    known, near = set(), {}
+    of_test = {name: runs_of(passages[name].text) for q in questions for name in q.positives}
+    wanted, known, near = set().union(*of_test.values()), set(), {}
     for name in trained:
-        known |= runs_of(passages[name].text)
+        known |= runs_of(passages[name].text) & wanted
         near[passages[name].group or name] = name
     leaks = []
     for q in questions:
         for name in q.positives:
-            own = runs_of(passages[name].text)
+            own = of_test[name]
             share = len(own & known) / len(own) if own else 0.0
             if share > SHARED:
                 leaks.append(Leak(q.id, "shared words", share, name, ""))

@@ -102,7 +102,9 @@ def masked_rows(
     masked = []
     for q in questions:
         own = [row[p] for p in q.positives]
-        why = dict.fromkeys(by_query[q.id], MARKED) | dict.fromkeys((m for n in own for m in around(n)), NEIGHBOUR)
+        why = dict.fromkeys((m for n in by_query[q.id] for m in twins[passages[n].group or passages[n].id]), MARKED) | dict.fromkeys(
+            (m for n in own for m in around(n)), NEIGHBOUR
+        )
         masked.append(why | dict.fromkeys((m for n in own for m in twins[passages[n].group or passages[n].id]), TWIN) | dict.fromkeys(own, POSITIVE))
     return masked
 
@@ -169,13 +171,13 @@ def deepen(
     if not len(short) or window.rows.shape[1] >= allowed.sum():
         return window
     line = threshold(window.lowest[short], max_positive_fraction, min_margin).astype(np.float32)
-    k = num_negatives + max(len(masked[n]) for n in short)
+    most = max(len(masked[n]) for n in short)
     below = np.minimum(line, window.scores[short, -1])
-    scores, rows = top_k(query_vectors[short], passage_vectors, k + window.rows.shape[1], allowed, at_most=below)
-    more_rows, more_scores = np.full((len(window.rows), k), -1), np.full((len(window.rows), k), -np.inf, dtype=np.float32)
+    scores, rows = top_k(query_vectors[short], passage_vectors, num_negatives + most + window.rows.shape[1], allowed, at_most=below)
+    more_rows, more_scores = np.full((len(window.rows), num_negatives), -1), np.full((len(window.rows), num_negatives), -np.inf, dtype=np.float32)
     for n, query in enumerate(short):
-        new = np.flatnonzero((rows[n] >= 0) & ~np.isin(rows[n], window.rows[query]))[:k]
+        known = np.append(window.rows[query], list(masked[query]))
+        new = np.flatnonzero((rows[n] >= 0) & ~np.isin(rows[n], known))[:num_negatives]
         more_rows[query, : len(new)], more_scores[query, : len(new)] = rows[n, new], scores[n, new]
-    width = int((more_rows >= 0).any(axis=0).sum())
-    rows, scores = np.hstack([window.rows, more_rows[:, :width]]), np.hstack([window.scores, more_scores[:, :width]])
-    return replace(window, rows=rows, scores=scores, masks=masks_of(rows, masked, len(window.passages)))
+    rows, scores = np.hstack([window.rows, more_rows]), np.hstack([window.scores, more_scores])
+    return replace(window, rows=rows, scores=scores, masks=np.hstack([window.masks, np.zeros_like(more_rows, dtype=np.int8)]))

@@ -66,11 +66,12 @@ def look_fused(
 # %% ../nbs/26_opinions.ipynb #f90a7e1c
 def load_reader(
     name: str,  # a folder, or a name on the hub
-    max_length: int,  # tokens of query and passage together
+    max_length: int,  # tokens of query and passage together; less where the model cannot
 ) -> Callable[[list[tuple[str, str]]], np.ndarray]:  # pairs of query and passage → relevance, 0 to 1
     "A cross-encoder."
     try:
-        model = CrossEncoder(name, max_length=max_length, num_labels=1)
+        model = CrossEncoder(name, num_labels=1)
+        model.max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot load the cross-encoder {name!r} ({reason}): give a folder or a name on the hub as prepare.check_model") from None

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .beir import Passage, Question, read_beir, read_jsonl
+from .beir import Passage, Question, read_beir, read_jsonl, read_qrels
 from .recipe import read_generated
 from .runs import InputError
 
@@ -32,7 +32,7 @@ def read_lines(
     passages: dict[str, Passage] = {}
     positives: dict[str, list[str]] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from None
     for number, line in enumerate(lines, start=1):
@@ -62,18 +62,21 @@ def read_judged(
     if not splits:
         raise InputError(f"{folder}/qrels holds no .tsv file: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv")
     test = str(folder) if "test" in splits and len(splits) > 1 else ""
-    sets = [read_beir(folder, split) for split in splits if not (test and split == "test")]
-    documents, known = {p.id: p.document for p in sets[0].passages}, {}
-    for row in read_jsonl(folder / "queries.jsonl"):
-        metadata = row.get("metadata")
-        known[str(row["_id"])] = str(metadata["kind"]) if isinstance(metadata, dict) and metadata.get("kind") else "labelled"
-    questions = {}
-    for judged in sets:
-        for query, grades in judged.qrels.items():
-            if positives := [p for p, grade in grades.items() if grade > 0]:
-                questions[query] = Question(query, judged.queries[query], known[query], positives, documents[positives[0]])
-    left_out = len({q for judged in sets for q in judged.qrels}) - len(questions)
-    return Pairs(sets[0].passages, list(questions.values()), {"no relevant passage": left_out} if left_out else {}, test)
+    wanted = [split for split in splits if not (test and split == "test")]
+    first = read_beir(folder, wanted[0])
+    documents = {p.id: p.document for p in first.passages}
+    queries = {str(row["_id"]): row for row in read_jsonl(folder / "queries.jsonl", required=("_id", "text"))}
+    positives: dict[str, list[str]] = {}
+    for split in wanted:
+        for query, grades in read_qrels(folder / "qrels" / f"{split}.tsv").items():
+            positives.setdefault(query, []).extend(p for p, grade in grades.items() if grade > 0)
+            if missing := [query] * (query not in queries) + [p for p in grades if p not in documents]:
+                raise InputError(f"{folder}/qrels/{split}.tsv: {missing[0]!r} is judged but is in neither corpus.jsonl nor queries.jsonl")
+    kinds = {i: row["metadata"].get("kind") if isinstance(row.get("metadata"), dict) else None for i, row in queries.items()}
+    answered = {query: list(dict.fromkeys(found)) for query, found in positives.items() if found}
+    questions = [Question(q, queries[q]["text"], str(kinds[q] or "labelled"), found, documents[found[0]]) for q, found in answered.items()]
+    left_out = len(positives) - len(questions)
+    return Pairs(first.passages, questions, {"no relevant passage": left_out} if left_out else {}, test)
 
 
 def read_pairs(

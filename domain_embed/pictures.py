@@ -28,10 +28,11 @@ ROLES = {
 
 def shares(
     window: Window,
+    which: Sequence[int] | slice = slice(None),  # queries; all
 ) -> np.ndarray:  # float32 (queries, candidates); −inf past a query's last
     "Scores relative to each query's lowest positive."
-    lowest = window.lowest[:, None]
-    return 1 + (window.scores - lowest) / np.maximum(np.abs(lowest), 1e-6)
+    lowest = window.lowest[which][:, None]
+    return 1 + (window.scores[which] - lowest) / np.maximum(np.abs(lowest), 1e-6)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ def draw_scores(
     axes: Axes,
     window: Window,
     verdict: np.ndarray,  # from `judge`
+    chosen: np.ndarray | None = None,  # bool (queries,); None: all
 ) -> None:
     "Distributions of the scores of positives, kept, removed and random passages."
-    groups = {name: window.scores[verdict == VERDICTS.index(name)] for name in ("positive", "kept", "above the line")} | {RANDOM: np.array([])}
+    chosen = np.ones(len(window.queries), dtype=bool) if chosen is None else chosen
+    groups = {name: window.scores[chosen][verdict[chosen] == VERDICTS.index(name)] for name in ("positive", "kept", "above the line")}
+    groups[RANDOM] = np.array([])
     for name in ("positive", RANDOM):
-        groups[name] = np.append(groups[name], [score for *_, score, what in window.others if what == name])
+        groups[name] = np.append(groups[name], [score for n, _, score, what in window.others if what == name and chosen[n]])
     every = np.concatenate(list(groups.values()))
     edges = np.linspace(every.min(), every.max() + 1e-6, 41)
     for name, (colour, line) in STYLE.items():
@@ -98,22 +102,11 @@ def draw_shares(
     max_positive_fraction: float,
 ) -> None:
     "Candidates by their share of the lowest positive, with the line."
-    left, bottom = EDGES[1:-1], np.zeros(len(EDGES) - 2)
+    edges, bottom = np.append(EDGES[1:-1], EDGES[-2] + 0.02), np.zeros(len(EDGES) - 2)
     for heights, (name, colour) in zip(counted.bars[:, 1:], ROLES.items(), strict=True):
         hatch = "///" if name == "above the line" else None
-        axes.bar(
-            left,
-            heights,
-            0.02,
-            bottom,
-            align="edge",
-            color=colour,
-            label=name,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.3,
-        )
-        bottom += heights
+        axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, facecolor=colour, edgecolor="white", hatch=hatch, linewidth=0.3, label=name)
+        bottom = bottom + heights
     axes.axvline(max_positive_fraction, color="black", linestyle="--", label=f"line at {max_positive_fraction:.0%}")
     far = f"share of the lowest positive's score\n({counted.bars[:, 0].sum():,} below {EDGES[1]} not shown; last bar: {EDGES[-2]:.1f} and more)"
     axes.set(xlabel=far, ylabel="candidates", xlim=(EDGES[1], EDGES[-2] + 0.02))
@@ -129,7 +122,7 @@ def draw_queries(
     names: Sequence[str],  # their texts
 ) -> None:
     "Each query's candidates, one line a query."
-    share = shares(window)[which].clip(EDGES[1] - 0.01, EDGES[-2] + 0.01)
+    share = shares(window, which).clip(EDGES[1] - 0.01, EDGES[-2] + 0.01)
     why, inside = verdict[which], window.rows[which] >= 0
     roles = [
         ("not needed", ".", why == UNUSED),

@@ -203,7 +203,9 @@ def run_command(options: argparse.Namespace) -> None:
         assignments.append(f"generate.documents={options.documents}")
     profile, settings = settings_for(run_dir, options.profile, assignments)
     if (pairs := settings["prepare"]["pairs"]) and getattr(options, "documents", None):
-        raise InputError(f"--documents {options.documents} and prepare.pairs = {pairs!r}: questions are either written or given, leave one out")
+        raise InputError(
+            f"--documents {options.documents} and prepare.pairs = {pairs!r}: questions are either written or given; --set prepare.pairs= goes back to documents"
+        )
     if settings["evaluate"]["test_set"]:
         read_beir(settings["evaluate"]["test_set"])  # a mistake in it is better found now than after the training
     if getattr(options, "estimate", False):

@@ -6,7 +6,6 @@
 __all__ = ['run_prepare']
 
 # %% ../nbs/20_prepare.ipynb #d923bf7e
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .beir import Passage, Question, read_beir, read_passages, read_questions, write_beir, write_jsonl
+from .beir import Passage, Question, read_beir, read_passages, read_qrels, read_questions, write_beir, write_jsonl
 from .encode import encode_cached, load_model
 from .explorer import read_marks
 from .leaks import leaking, same_questions, shared_words
@@ -27,7 +26,7 @@ from .pictures import shares
 from .profiles import check_parameters
 from .recipe import TrainingRow, write_training
 from .rows import training_rows, write_scores
-from .runs import InputError
+from .runs import InputError, write_atomic
 from .search import near_duplicates
 from .splits import Split, hash_test, read_frozen, read_groups, split_questions
 from .stages import Stage, artefact, open_stage
@@ -55,27 +54,45 @@ def _vectors(s: SimpleNamespace, passages: Sequence[str], questions: Sequence[st
     return side_by_side([p for p, _ in found]), side_by_side([q for _, q in found])
 
 # %% ../nbs/20_prepare.ipynb #ed4ae673
+def _of(questions: Sequence[Question], ids: Sequence[str]) -> list[Question]:
+    "The questions of a split."
+    wanted = set(ids)
+    return [q for q in questions if q.id in wanted]
+
+
 def _split(stage: Stage, s: SimpleNamespace, found: Pairs, marks: dict[tuple[str, str], str]) -> tuple[list[Question], Split]:
     "All questions that are used, and the split; writes eval_beir/."
     frozen_test = s.frozen_test or found.test
-    frozen, digest = read_frozen(stage.read(frozen_test), found.passages) if frozen_test else ([], "")
-    names = {q.id for q in frozen}
+    frozen, digest = read_frozen(frozen_test, found.passages) if frozen_test else ([], "")
+    names = {q.id: q.text for q in frozen}
+    if clash := [q for q in found.questions if names.get(q.id, q.text) != q.text]:
+        raise InputError(
+            f"prepare.frozen_test {frozen_test}: its question {clash[0].id!r} is {names[clash[0].id]!r}, and {clash[0].text!r} here: ids must differ"
+        )
     questions = [*frozen, *(q for q in found.questions if len(q.positives) <= s.max_positives and q.id not in names)]
-    groups = read_groups(stage.read(s.groups), {p.document for p in found.passages}) if s.groups else {}
+    groups = read_groups(s.groups, {p.document for p in found.passages}) if s.groups else {}
+    for path in filter(None, (frozen_test, s.groups)):
+        stage.read(path)
     split = split_questions(found.passages, questions, s.val_fraction, s.test_fraction, s.seed, groups, frozen)
     relevant = [pair for pair, mark in marks.items() if mark == "relevant" and split.owner.get(pair[1]) == "train"]
     more = {i: [p for q, p in relevant if q == i] for i in split.questions["train"]}
     questions = [replace(q, positives=list(dict.fromkeys([*q.positives, *more.get(q.id, ())]))) for q in questions if q.id not in split.dropped]
     folder = write_beir(stage.folder / "eval_beir", found.passages, questions, split.questions)
-    if frozen:
-        shutil.copy(Path(frozen_test) / "qrels" / "test.tsv", folder / "qrels" / "test.tsv")  # its grades too
+    if frozen:  # with its grades
+        lines = [
+            f"{q}\t{p}\t{grade}\n"
+            for q, judged in read_qrels(Path(frozen_test) / "qrels/test.tsv").items()
+            if q in names
+            for p, grade in judged.items()
+        ]
+        write_atomic(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
     written = hash_test(read_beir(folder, "test"))
     if frozen and written != digest:
         raise RuntimeError(f"the frozen test {frozen_test} has hash {digest}, and {written} once it is written: please report this")
     (folder / "test.sha256").write_text(written + "\n", encoding="utf-8")
     stage.metrics |= {
         "questions": {name: len(ids) for name, ids in split.questions.items()},
-        "kinds": {name: dict(sorted(Counter(q.kind for q in questions if q.id in set(ids)).items())) for name, ids in split.questions.items()},
+        "kinds": {name: dict(sorted(Counter(q.kind for q in _of(questions, ids)).items())) for name, ids in split.questions.items()},
         "left_out": found.left_out | Counter(split.dropped.values()),
         "dropped_for_many_positives": sum(len(q.positives) > s.max_positives for q in found.questions),
         "test_sha256": written,
@@ -106,7 +123,7 @@ def _mine(
         window = look_fused(train, passages, of_questions, of_passages, allowed, s.candidates, masked)
     else:
         window, recall = look(train, passages, of_questions, of_passages, allowed, s.candidates, masked, s.seed)
-        window = deepen(window, of_questions, of_passages, allowed, masked, **line)
+        window = deepen(window, of_questions, of_passages, allowed, masked, **line | {"num_negatives": max(s.num_negatives, s.sample_from)})
     if s.check_model:
         texts = {p.id: p.content for p in passages}
         window, read = check(window, verdicts, load_reader(s.check_model, 2 * s.max_length), train, texts, s.check_from, s.max_positive_fraction)
@@ -168,15 +185,20 @@ def run_prepare(
     "Split questions and mine hard negatives."
     parameters = dict(locals())
     check_parameters("prepare", parameters, "20_prepare")
+    if skip_ranks >= candidates:
+        raise InputError(f"prepare.skip_ranks = {skip_ranks} leaves none of prepare.candidates = {candidates}: lower the one or raise the other")
+    if 0 < sample_from < num_negatives:
+        raise InputError(f"prepare.sample_from = {sample_from} is less than prepare.num_negatives = {num_negatives}: raise it, or 0 for the best")
     s = SimpleNamespace(**parameters)
     with open_stage(run_dir, "prepare", parameters) as stage:
         if stage.done:
             return stage.manifest
+        for name in filter(lambda name: Path(name).is_dir(), (*more_encoders, *filter(None, [check_model]))):
+            stage.read(name)
         found, marks = _read(stage, s), read_marks(Path(run_dir) / "marks.jsonl")
         stage.read(Path(run_dir) / "marks.jsonl")
         questions, split = _split(stage, s, found, marks)
-        passages, of_split = found.passages, {name: [q for q in questions if q.id in set(ids)] for name, ids in split.questions.items()}
-        train, test = of_split["train"], of_split["test"]
+        passages, train, test = found.passages, _of(questions, split.questions["train"]), _of(questions, split.questions["test"])
         allowed = np.array([split.owner[p.id] == "train" for p in passages])
         of_passages, of_questions = _vectors(s, [p.content for p in passages], [q.text for q in (*train, *test)])
         wrong = [pair for pair, mark in marks.items() if mark == "false"]
@@ -190,9 +212,10 @@ def run_prepare(
         share = leaking(leaks, len(test))
         stage.metrics |= {"leaks": dict(Counter(leak.kind for leak in leaks)), "leaking_share": share, "marks": len(marks)}
         if share > max_leak:
-            shown = "; ".join(f"{leak.kind} {leak.share:.2f}: {leak.test!r} {leak.training!r}" for leak in leaks[:3])
+            known = {p.id: p.document for p in passages}
+            shown = "; ".join(f"{leak.kind} {leak.share:.2f}: {leak.test!r} of {known.get(leak.test, leak.training)!r}" for leak in leaks[:3])
             raise InputError(
                 f"{share:.0%} of {len(test)} test questions have something in common with training, more than prepare.max_leak = {max_leak} ({shown}): "
-                "name documents that repeat each other in prepare.groups, or raise the bound"
+                "keep documents that repeat each other together with prepare.groups, or raise the bound"
             )
     return stage.manifest

@@ -6,6 +6,7 @@
 __all__ = ['write_generated', 'read_generated', 'TrainingRow', 'write_training', 'read_training']
 
 # %% ../nbs/07_recipe.ipynb #10b6ff41
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -87,7 +88,7 @@ def read_generated(
         pairs = row["deduplicated_qa_pairs"]
         scores = (row.get("qa_evaluations") or {}).get("evaluations") or []
         scores = scores if len(scores) == len(pairs) else [{}] * len(pairs)
-        for n, (pair, judged) in enumerate(zip(pairs, scores, strict=True)):
+        for pair, judged in zip(pairs, scores, strict=True):
             given = {k: v["score"] for k, v in (judged or {}).items() if isinstance(v, dict) and isinstance(v.get("score"), int)}
             positives = list(dict.fromkeys(of_chunk[s] for s in pair.get("segment_ids") or [] if s in of_chunk))
             if not positives or not str(pair.get("question") or "").strip():
@@ -97,7 +98,9 @@ def read_generated(
             else:
                 kind = str(pair.get("kind") or (pair.get("query_type") if len(positives) == 1 else "") or "multi_hop")
                 more = (str(pair.get("answer") or ""), str(pair.get("reasoning_type") or ""), int(pair.get("question_complexity") or 0), given)
-                question = Question(f"r{number}-{n}", " ".join(pair["question"].split()), kind, positives, passages[positives[0]].document, *more)
+                text = " ".join(pair["question"].split())
+                name = f"r{hashlib.sha256(chr(0).join([text, *positives]).encode()).hexdigest()[:12]}"  # its own, wherever in the file it stands
+                question = Question(name, text, kind, positives, passages[positives[0]].document, *more)
                 questions[question.id] = question
     if not questions:
         raise InputError(f"{path} has no question that can be used ({dict(left_out)}): each needs a text and segment_ids of its record's chunks")
@@ -112,7 +115,7 @@ class TrainingRow:
     query: str
     positive: str  # passage id
     negatives: list[tuple[str, float]]  # passage id, similarity to the query; highest first
-    masked: list[str] = field(default_factory=list)  # passage ids that answer it too, or may: never negatives, wherever in a batch they come from
+    masked: list[str] = field(default_factory=list)  # passage ids that answer it too, or may: no loss should take them for negatives
 
 
 def write_training(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .beir import Question
-from .mining import ABOVE, FREE, KEPT, NEIGHBOUR, RANDOM, UNUSED, VERDICTS, Window
+from .mining import ABOVE, CHECKED, FREE, KEPT, NEIGHBOUR, RANDOM, UNUSED, VERDICTS, Window
 from .recipe import TrainingRow
 
 # %% ../nbs/28_rows.ipynb #1ab7b083
@@ -85,7 +85,7 @@ def training_rows(
         negatives = [(names[c], float(scores[c])) for c in np.flatnonzero(why == KEPT)]
         likely = [(names[c], float(scores[c])) for c in np.flatnonzero(why == ABOVE)]
         better = [p for p, score in likely if promote and score >= window.lowest[n] + (promote - 1) * abs(window.lowest[n])]
-        known = [window.passages[r] for r, what in masked[n].items() if what != NEIGHBOUR]
+        known = [window.passages[r] for r, what in masked[n].items() if what != NEIGHBOUR] + [names[c] for c in np.flatnonzero(why == CHECKED)]
         never = list(dict.fromkeys([*known, *(p for p, _ in likely)]))
         for number, positive in enumerate([*q.positives, *better]):
             made.append(TrainingRow(f"{q.id}_{number}", q.text, positive, negatives, [p for p in never if p != positive]))

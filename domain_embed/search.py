@@ -198,10 +198,11 @@ def near_duplicates(
     threshold: float = 0.8,  # Jaccard similarity of runs of five words
 ) -> list[int]:  # for each text, the first of its group; its own number where it is like no other
     "Groups of texts that are nearly the same."
-    runs = [_runs(text) for text in texts]
+    once = {text: n for n, text in reversed(list(enumerate(texts)))}  # copies need no sketch
+    runs = {n: _runs(text) for text, n in once.items()}
     index = MinHashLSH(threshold=threshold, num_perm=128)
-    pairs: list[tuple[int, int]] = []
-    for n, own in enumerate(runs):
+    pairs = [(n, once[text]) for n, text in enumerate(texts) if once[text] != n]
+    for n, own in sorted(runs.items()):
         sketch = MinHash(num_perm=128, seed=1)
         sketch.update_batch([run.encode() for run in own])
         pairs += [(n, m) for m in index.query(sketch) if len(own & runs[m]) >= threshold * len(own | runs[m])]

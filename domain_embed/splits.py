@@ -27,8 +27,10 @@ def read_groups(
 ) -> dict[str, str]:  # document → group
     "The user's own groups of documents."
     known, groups = set(documents), {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        parts = line.split("\t")
+    if not Path(path).is_file():
+        raise InputError(f"prepare.groups {path} does not exist: give a file of document<TAB>group, or none")
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
+        parts = line.rstrip("\r").split("\t")
         if line.strip() and len(parts) != 2:
             raise InputError(f"{path}:{number}: expected document<TAB>group, found {line[:80]!r}")
         if line.strip() and parts[0] not in known:
@@ -103,8 +105,10 @@ def deal(
         place[u] = min(shares, key=lambda split: cost(split, kinds[u]))
         have[place[u]].update(kinds[u])
     for split in shares:
-        if not have[split]:
-            place[next(u for u in sorted(open_units, key=lambda u: kinds[u].total()) if place[u] == max(have, key=lambda s: have[s].total()))] = split
+        if not have[split]:  # the smallest unit of those that can spare one
+            units_of = Counter(place[u] for u in open_units)
+            spare = [u for u in open_units if units_of[place[u]] > 1]
+            place[min(spare, key=lambda u: kinds[u].total())] = split
             have = {s: sum((kinds[u] for u in open_units if place[u] == s), Counter()) for s in shares}
     return place
 
@@ -159,7 +163,7 @@ def split_questions(
             )
     if empty := [split for split, found in ids.items() if not found]:
         raise InputError(
-            f"no question is left for {' and '.join(empty)} of {len(everything)}, {len(dropped)} dropped: the documents repeat each other, give more, or name prepare.groups"
+            f"no question is left for {' and '.join(empty)} of {len(everything)}, {len(dropped)} dropped: the documents repeat each other: give more that do not"
         )
     return Split(ids, owner, dropped)
 
@@ -167,9 +171,13 @@ def split_questions(
 def hash_test(
     test: RetrievalSet,
 ) -> str:  # 64 hexadecimal digits
-    "Hash of a test: its queries, its judgements, the texts that are judged."
+    "Hash of a test: its queries that have an answer, their judgements, the texts that are judged."
     texts = {p.id: p.content for p in test.passages}
-    judged = [[q, test.queries[q], sorted((p, grade, texts[p]) for p, grade in test.qrels[q].items())] for q in sorted(test.qrels)]
+    judged = [
+        [q, test.queries[q], sorted((p, grade, texts[p]) for p, grade in grades.items())]
+        for q, grades in sorted(test.qrels.items())
+        if any(grades.values())
+    ]
     return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -178,7 +186,7 @@ def read_frozen(
     passages: Sequence[Passage],  # of this run
 ) -> tuple[list[Question], str]:  # the test's questions, and its hash
     "A test set that was made before, checked."
-    folder, test = Path(folder), read_beir(folder, "test")
+    folder, test = Path(folder), read_beir(folder, "test")  # which says what is missing
     digest, recorded = hash_test(test), folder / "test.sha256"
     if recorded.exists() and recorded.read_text(encoding="utf-8").strip() != digest:
         raise InputError(
