@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from beir.datasets.data_loader import GenericDataLoader
 from conftest import run_here
 
 from domain_embed.beir import Passage, Question, read_beir, read_passages, write_beir
+from domain_embed.encode import encode, load_model, workers
 from domain_embed.recipe import read_training
 from domain_embed.runs import InputError
 
@@ -115,6 +117,42 @@ def test_a_frozen_test_is_handed_from_run_to_run(pairs, tmp_path):
         file.write("pump-1\tpump#1\t1\n")
     with pytest.raises(InputError, match=r"its test has changed since it was made"):
         prepare(tmp_path / "third", pairs, f"frozen_test={frozen}", "max_leak=1")
+
+
+def test_a_test_that_is_set_aside_stays_so_with_its_grades(pairs, tmp_path):
+    lines = (pairs / "qrels/all.tsv").read_text().splitlines(keepends=True)
+    (pairs / "qrels/all.tsv").unlink()
+    graded = ["tank-0\ttank#0\t2\n", "tank-0\tpump#0\t0\n", "tank-1\ttank#1\t0\n"]
+    (pairs / "qrels/test.tsv").write_text(lines[0] + "".join(graded))
+    rest = [line for line in lines[1:] if not line.startswith("tank")]
+    (pairs / "qrels/train.tsv").write_text(lines[0] + "".join(rest[:20]))
+    (pairs / "qrels/more.tsv").write_text(lines[0] + "".join(rest[19:]) + "pump-0\tvalve#0\t1\n")  # one line twice, one query with an answer more
+    prepare(tmp_path / "run", pairs, "max_leak=1")
+    folder = tmp_path / "run/2_prepare/eval_beir"
+    assert read_beir(folder, "test").qrels == {"tank-0": {"tank#0": 2, "pump#0": 0}}
+    found = read_beir(folder, "train").qrels | read_beir(folder, "dev").qrels
+    assert found.get("pump-0", {}).keys() in ({"pump#0", "valve#0"}, set()) and not {q for q in found if q.startswith("tank")}
+    assert not sides(tmp_path / "run")[0] & {"tank"}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_vectors():
+    model, texts = load_model("embedded", 64), [f"{part} number {n}" for n, part in enumerate(PARTS)]
+    with workers(model, ["cpu", "cpu"]) as pool:
+        together = encode(model, texts, "query", pool=pool)
+    assert np.allclose(together, encode(model, texts, "query"), atol=1e-6)
+
+
+def test_settings_that_cannot_be_meant(pairs, tmp_path):
+    for wrong, why in (
+        ("skip_ranks=20", "leaves none of prepare.candidates = 20"),
+        ("sample_from=2", "less than prepare.num_negatives = 5"),
+        ("groups=/none", "/none does not exist"),
+        ("frozen_test=/none", "/none/corpus.jsonl is missing"),
+        ("pairs=/none", "/none does not exist"),
+    ):
+        with pytest.raises(InputError, match=why):
+            prepare(tmp_path / "run", pairs, wrong)
 
 
 def test_marks_are_obeyed_and_move_nothing_else(pairs, tmp_path):
