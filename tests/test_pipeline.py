@@ -41,6 +41,22 @@ def test_a_change_is_done_and_said(tiny_run, tmp_path):
     assert "2_prepare/eval_beir" not in printed and "nothing has changed" in printed  # the test set did not depend on it
 
 
+def test_ci_can_require_a_verdict(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    path = run_dir / "4_evaluate/manifest.json"
+    manifest = json.loads(path.read_text())
+    found = manifest["metrics"]["generated"]["verdict"]
+    assert found["verdict"] in ("ship", "keep the base model", "not enough evidence") and found["reason"] in tiny_run[1]
+    for verdict, status in (("ship", 0), ("keep the base model", 3), ("not enough evidence", 3)):
+        found["verdict"] = verdict
+        path.write_text(json.dumps(manifest))
+        (run_dir / "notebooks/40_evaluate.ipynb").touch()
+        done = domain_embed("evaluate", "--require", "ship", run_dir)
+        assert done.returncode == status and "nothing has changed, skipped" in done.stdout, done.stderr
+        assert status == 0 or f"--require ship: {verdict}" in done.stderr
+    assert "Verdict: not enough evidence" in (run_dir / "report.html").read_text()
+
+
 def test_papermill_by_hand_does_the_same(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     expected = read_manifest(run_dir, "finetune")
