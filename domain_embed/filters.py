@@ -19,7 +19,7 @@ from .documents import languages
 from .llm import LLM, Job, Replies, ask
 from .questions import Way, fill, load_prompts, mark_of, read_objects, response_format
 from .related import identifiers
-from .search import bm25_top_k, top_k, words
+from .search import bm25_index, bm25_top_k, top_k, words
 
 # %% ../nbs/14_filters.ipynb #0e4b8f32
 MIN_WORDS, MAX_WORDS = 2, 40
@@ -88,7 +88,7 @@ def round_trip(
     group = {p.id: p.group or p.id for p in passages}
     of_row = [group[p.id] for p in passages]
     by_model = top_k(question_vectors, passage_vectors, k)[1]
-    by_words = bm25_top_k([q.text for q in questions], [p.content for p in passages], k)[1]
+    by_words = bm25_top_k([q.text for q in questions], bm25_index([p.content for p in passages]), k)[1]
     wanted = [{group[p] for p in q.positives} for q in questions]
     return tuple(
         np.array([w <= {of_row[n] for n in found if n >= 0} for w, found in zip(wanted, rows.tolist(), strict=True)], dtype=bool)

@@ -212,8 +212,13 @@ def run_command(options: argparse.Namespace) -> None:
         raise InputError(
             f"--documents {options.documents} and prepare.pairs = {pairs!r}: questions are either written or given; --set prepare.pairs= goes back to documents"
         )
-    if settings["evaluate"]["test_set"]:
-        read_beir(settings["evaluate"]["test_set"])  # a mistake in it is better found now than after the training
+    for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["guard_sets"])):
+        read_beir(folder)  # a mistake in it is better found now than after the training
+    if (rows := settings["evaluate"]["rows"]) != stage_parameters("evaluate")["rows"].default:
+        from domain_embed.baselines import parse_row  # brings PyTorch
+
+        for row in rows:
+            parse_row(row)
     if getattr(options, "estimate", False):
         _estimate(run_dir, settings["generate"])
         return

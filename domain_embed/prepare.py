@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from .beir import Passage, Question, read_beir, read_passages, read_qrels, read_questions, write_beir, write_jsonl
-from .encode import encode_cached, load_model
+from .encode import encode_cached, load_model, load_reader
 from .explorer import read_marks
 from .leaks import leaking, same_questions, shared_words
 from .mining import ABOVE, KEPT, VERDICTS, Window, deepen, judge, look, masked_rows
-from .opinions import check, load_reader, look_fused, side_by_side
+from .opinions import check, look_fused, side_by_side
 from .pairs import Pairs, read_pairs
 from .pictures import shares
 from .profiles import check_parameters

@@ -26,6 +26,15 @@ CHOICES = re.compile(r"\{([^{}]+)\}$")
 URL = re.compile(r"https?://[^@?#\s]+")
 
 
+def _addresses(value: str | list) -> list[str]:
+    "The addresses in a text, or among the words of several."
+    return (
+        [word for text in value for word in str(text).split() if word.lower().startswith("http")]
+        if isinstance(value, list)
+        else [value][: len(value)]
+    )
+
+
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -42,6 +51,8 @@ class Parameter:
         kind = type(self.default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             return f"must be {kind.__name__}, not {type(value).__name__}"
+        if kind is list and not all(isinstance(v, str) for v in value):
+            return "must be a list of texts: quote what is not"
         if kind is dict and not (value and all(type(v) in (int, float) and v >= 0 for v in value.values()) and sum(value.values()) > 0):
             return "must hold shares: numbers of at least 0, not all of them 0"
         if match := INTERVAL.search(self.help):
@@ -50,7 +61,7 @@ class Parameter:
             below = value <= float(high) if right == "]" else value < float(high)
             if not (above and below):
                 return f"must be in {match.group()}"
-        if self.kind == "url" and value and not URL.fullmatch(value):
+        if self.kind == "url" and not all(map(URL.fullmatch, _addresses(value))):
             return "must be http://… or https://… without a user name, a password or a query; the key stands in an environment variable"
         if self.kind == "variable" and not re.fullmatch(r"[A-Za-z_]\w*", value):
             return "must be the name of an environment variable, not the key itself"
@@ -132,7 +143,12 @@ def _assign(settings: dict, stages: list[str], name: str, value: Any, where: str
         known = stage_parameters(stage).get(name)
         value = _number(known, value) if known else value
         check_parameters(stage, {name: value}, where)
-        settings[stage][name] = str(Path(value).expanduser().resolve()) if known.kind == "path" and value else value
+        settings[stage][name] = _absolute(value) if known.kind == "path" else value
+
+
+def _absolute(value: str | list) -> str | list:
+    "A path, or several, from the root; empty stays empty."
+    return [_absolute(v) for v in value] if isinstance(value, list) else str(Path(value).expanduser().resolve()) if value else value
 
 
 def _owners(name: str, where: str) -> list[str]:

@@ -31,7 +31,7 @@ class InputError(ValueError):
 
 # %% ../nbs/00_runs.ipynb #0f00f64c
 STAGES = ("generate", "prepare", "finetune", "evaluate", "export", "deploy")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def stage_folder(

@@ -20,8 +20,9 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     for stage in STAGES[:5]:
         manifest = read_manifest(run_dir, stage)
         assert manifest["outputs"] and all(sha256(run_dir / name) == entry["sha256"] for name, entry in manifest["outputs"].items())
-    evaluated = read_manifest(run_dir, "evaluate")["metrics"]["generated"]
-    assert 0 < evaluated["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
+    evaluated = read_manifest(run_dir, "evaluate")["metrics"]["sets"]["generated"]
+    assert list(evaluated["rows"]) == ["base", "tuned", "bm25", "base + bm25", "tuned + bm25"]
+    assert 0 < evaluated["rows"]["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
     notebooks = sorted(p.name for p in (run_dir / "notebooks").glob("*.ipynb"))
     assert notebooks == ["10_generate.ipynb", "20_prepare.ipynb", "30_finetune.ipynb", "40_evaluate.ipynb", "50_export.ipynb"]
     assert (run_dir / "report.html").read_text().count("data:image/png;base64") >= 5
@@ -45,7 +46,7 @@ def test_ci_can_require_a_verdict(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     path = run_dir / "4_evaluate/manifest.json"
     manifest = json.loads(path.read_text())
-    found = manifest["metrics"]["generated"]["verdict"]
+    found = manifest["metrics"]["sets"]["generated"]["verdict"]
     assert found["verdict"] in ("ship", "keep the base model", "not enough evidence") and found["reason"] in tiny_run[1]
     for verdict, status in (("ship", 0), ("keep the base model", 3), ("not enough evidence", 3)):
         found["verdict"] = verdict

@@ -106,3 +106,24 @@ def test_the_explorer_in_a_browser(tiny_run, tmp_path, jupyter):
     scores = pd.read_parquet(run_dir / "2_prepare/scores.parquet")
     assert set(scores[(scores["query"] == found[0]["query"]) & (scores["candidate"] == found[0]["candidate"])]["verdict"]) == {"positive"}
     print(f"screenshots in {tmp_path}")
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_report_in_a_browser(tiny_run, tmp_path, width):
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
+    asked = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"file://{tiny_run[0].resolve()}/report.html")
+        page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
+        pictures = page.locator("img")
+        shown = pictures.evaluate_all("all => all.map(i => [i.naturalWidth, i.getBoundingClientRect().width])")
+        assert len(shown) >= 6 and all(natural > 300 and wide > 300 for natural, wide in shown)
+        assert page.locator("text=Verdict:").is_visible() and page.locator("h2").count() >= 8
+        page.pdf(path=tmp_path / f"{width}.pdf")
+        browser.close()
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    print(f"screenshots in {tmp_path}")

@@ -1,0 +1,118 @@
+"""Stage 4 against everything else that could be shipped: graphs, endpoints, rerankers, other domains."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_ok, assert_refused, domain_embed
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from domain_embed.beir import Passage, Question, write_beir
+from domain_embed.deploy import _free_port, serve_command, served
+from domain_embed.encode import model_path
+from domain_embed.exported import ask_endpoint
+from domain_embed.runs import InputError
+from domain_embed.stages import read_manifest
+
+
+@pytest.fixture
+def other_domain(tmp_path):
+    "Three passages about something else, each with its question."
+    texts = ["Bread is baked at 230 degrees.", "Tomatoes need six hours of sun.", "A violin has four strings."]
+    passages = [Passage(f"g{n}", f"g{n}", "", text) for n, text in enumerate(texts)]
+    asked = ["how hot for bread", "sun for tomatoes", "strings of a violin"]
+    questions = [Question(f"h{n}", text, "factual", [f"g{n}"], f"g{n}") for n, text in enumerate(asked)]
+    return write_beir(tmp_path / "other", passages, questions, {"test": [q.id for q in questions]})
+
+
+def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    reranker = tmp_path / "reranker"
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(reranker)
+    AutoTokenizer.from_pretrained(model_path("embedded")).save_pretrained(reranker)
+    with served(serve_command(run_dir, "fp32", "mine", "127.0.0.1", _free_port()), 60) as url:
+        rows = {
+            "endpoint": f"{url} mine",
+            "graph": str(run_dir / "5_export/onnx/model.onnx"),
+            "int8": str(run_dir / "5_export/onnx/model_int8.onnx"),
+            "short": "tuned @ 64",
+            "merged": "merged 0.5",
+            "fused": "tuned @ 64 + bm25",
+            "reranked": f"tuned > {reranker}",
+        }
+        options = [f"evaluate.rows={json.dumps(list(rows.values()))}", f"evaluate.guard_sets=[{other_domain}]", "evaluate.map_passages=40"]
+        assert_ok(domain_embed("evaluate", *(word for option in options for word in ("--set", option)), run_dir))
+    manifest = read_manifest(run_dir, "evaluate")
+    found = manifest["metrics"]["sets"]["generated"]
+    ndcg = {name: found["rows"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
+    tuned = found["rows"]["tuned"]["nDCG@10"]["mean"]
+    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and 0 < ndcg["int8"] <= 1 and ndcg["reranked"] != tuned
+    assert found["index_mib"][rows["short"]] == pytest.approx(found["index_mib"]["tuned"] * 64 / 384)
+    assert set(manifest["timings"]["generated"]) == {"base", "tuned", *rows.values()} and all(
+        ms > 0 for ms in manifest["timings"]["generated"].values()
+    )
+    guard = manifest["metrics"]["sets"]["guard other"]
+    assert guard["guard"] and list(guard["rows"]) == ["base", "tuned"] and guard["rows"]["base"]["nDCG@10"]["mean"] == 1
+    table = pd.read_parquet(run_dir / "4_evaluate/per_query.parquet")
+    assert (
+        table.groupby(["set", "row"]).size()
+        == table["set"].map({"generated": found["queries"], "guard other": 3}).groupby([table["set"], table["row"]]).first()
+    ).all()
+    assert (run_dir / "4_evaluate/map.png").stat().st_size > 10_000 and "guard other" in (run_dir / "report.html").read_text()
+    results = json.loads((run_dir / "4_evaluate/generated/eval_results.json").read_text())
+    assert set(results) == {"base", "finetuned"} and "P@10" in results["finetuned"]["Precision"]
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(tiny_run, tmp_path):
+    run_dir = tiny_run[0]
+    before = read_manifest(run_dir, "evaluate")
+    for row, words in (
+        ("bm25 @ 64", ["'bm25 @ 64' keeps no number of dimensions"]),
+        ("http://localhost:1/v1", ["an address and a model's name"]),
+        ("merged 7", ["no share between 0 and 1"]),
+    ):
+        assert_refused(domain_embed("evaluate", "--set", f"evaluate.rows=['{row}']", run_dir), *words)
+    assert_refused(domain_embed("evaluate", "--set", "evaluate.rows=[3]", run_dir), "must be a list of texts")
+    assert_refused(domain_embed("evaluate", "--set", f"evaluate.guard_sets=[{tmp_path}]", run_dir), f"{tmp_path}/corpus.jsonl is missing")
+    secret = domain_embed("evaluate", "--set", "evaluate.rows=['https://me:secret@host/v1 model']", run_dir)
+    assert_refused(secret, "without a user name")
+    assert "secret" not in secret.stderr and "secret" not in (run_dir / "run.json").read_text()
+    assert read_manifest(run_dir, "evaluate") == before
+
+
+class Strict(BaseHTTPRequestHandler):
+    "An endpoint that knows no `input_type`, answers out of order, and gives vectors of any length."
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.headers["Authorization"] == "Bearer k"
+        known = "input_type" not in asked and asked["model"] == "m"
+        vectors = [{"object": "embedding", "index": n, "embedding": [float(len(text)), 1.0]} for n, text in enumerate(asked["input"])][::-1]
+        answer = {"object": "list", "data": vectors, "model": "m"} if known else {"error": {"message": "Unrecognized request argument"}}
+        body = json.dumps(answer).encode()
+        self.send_response(200 if known else 400)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_endpoint_that_knows_no_input_type():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Strict)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    texts = ["x" * n for n in range(1, 70)]
+    vectors = ask_endpoint(url, "m", texts, "query", key="k")
+    expected = np.array([[len(text), 1.0] for text in texts])
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(InputError, match="gives no vectors of the model 'wrong'"):
+        ask_endpoint(url, "wrong", texts, "query", key="k")
+    server.shutdown()
