@@ -106,12 +106,12 @@ PAGE = """<!doctype html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; overflow-wrap: anywhere }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 figure { margin: 1rem 0; overflow-x: auto } img { max-width: 100%; height: auto } .wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right; white-space: nowrap }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; font-size: .9rem }
+td, th { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right; white-space: nowrap }
 .verdict { border-left: .4rem solid #888; padding: .5rem 1rem; background: #f6f6f6; font-size: 1.15rem } .ship { border-color: #228833 } .keep { border-color: #ee6677 }
 .up { color: #1b6e2a } .down { color: #b3213a } .hit { font-weight: 600 } li { margin: .2rem 0 } details { margin: .5rem 0 } .big { font-size: 1.1rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem } .pair ol { margin: 0; padding-left: 1.2rem; font-size: .9rem }
-@media (max-width: 40rem) { img { max-width: none; width: 44rem } .pair { grid-template-columns: 1fr } body { margin-top: 1rem } }
+td:first-child { min-width: 7rem } @media (max-width: 40rem) { img { max-width: none } .pair { grid-template-columns: 1fr } body { margin-top: 1rem } }
 @media print { body { margin: 0; max-width: none } h2, h3 { break-after: avoid } figure, tr, .pair { break-inside: avoid } }
 </style></head><body>
 <h1>{{ name }}</h1>
@@ -126,11 +126,11 @@ td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; bo
 {% for set, v in m.metrics.sets.items() %}
 <h3>{{ set }}: {{ v.queries }} queries about {{ v.documents }} documents, {{ "{:,}".format(v.passages) }} passages</h3>
 <div class="wide"><table><tr><th>row</th><th class="n">nDCG@10</th><th class="n">change</th><th class="n">95% interval</th><th class="n">p</th><th class="n">Recall@10</th><th class="n">Recall@100</th><th class="n">MRR@10</th>
-<th class="n">MAP@10</th><th class="n">index, MiB</th><th class="n">ms a query</th></tr>
+<th class="n">index, MiB</th><th class="n">ms a query</th></tr>
 {% for row, r in v.rows.items() %}<tr><td>{{ row }}</td><td class="n">{{ "%.4f" | format(r["nDCG@10"].mean) }}</td>
 {% if row in v.changes %}{% with c = v.changes[row]["nDCG@10"] %}<td class="n {{ tone(c) }}">{{ "%+.4f" | format(c.mean) }}</td><td class="n">{{ "%+.4f" | format(c.low) }} to {{ "%+.4f" | format(c.high) }}</td>
 <td class="n">{{ "%.3f" | format(c.p_corrected) }}</td>{% endwith %}{% else %}<td></td><td></td><td></td>{% endif %}
-{% for metric in ("Recall@10", "Recall@100", "MRR@10", "MAP@10") %}<td class="n">{{ "%.4f" | format(r[metric].mean) }}</td>{% endfor %}
+{% for metric in ("Recall@10", "Recall@100", "MRR@10") %}<td class="n">{{ "%.4f" | format(r[metric].mean) }}</td>{% endfor %}
 <td class="n">{{ "%.1f" | format(v.index_mib[row]) }}</td><td class="n">{{ "%.1f" | format(m.timings[set][row]) if set in m.timings }}</td></tr>
 {% endfor %}</table></div>
 {% endfor %}
@@ -154,7 +154,7 @@ by a language model about documents held out of training; human queries come fro
 {% if m.stage == "export" %}<div class="wide"><table><tr><th>graph</th><th class="n">MB</th><th class="n">cosine to PyTorch, mean</th><th class="n">lowest</th><th class="n">nDCG@10</th><th class="n">change</th></tr>
 {% for graph, p in m.metrics.parity.items() %}<tr><td>{{ graph }}</td><td class="n">{{ "%.1f" | format(p.megabytes) }}</td><td class="n">{{ "%.6f" | format(p.cosine_mean) }}</td><td class="n">{{ "%.6f" | format(p.cosine_min) }}</td>
 <td class="n">{{ "%.4f" | format(p["ndcg@10"]) }}</td><td class="n">{{ "%+.4f" | format(p["ndcg@10_change"]) }}</td></tr>{% endfor %}</table></div>{% endif %}
-{% for text, png in pictures[m.stage] %}<figure><img alt="{{ text | e }}" src="data:image/png;base64,{{ png }}"><figcaption>{{ text }}</figcaption></figure>{% endfor %}
+{% for text, png in pictures[m.stage] %}<figure><img alt="{{ text | e }}" src="data:image/png;base64,{{ png }}"><figcaption>{{ text.rstrip(":") }}</figcaption></figure>{% endfor %}
 <details><summary>Settings</summary><div class="wide"><table>
 {% for k, v in m.parameters.items() %}<tr><td>{{ k }}</td><td><code>{{ v }}</code></td></tr>{% endfor %}</table></div></details>
 {% endfor %}
@@ -168,8 +168,8 @@ by a language model about documents held out of training; human queries come fro
 
 
 def _tone(change: dict) -> str:
-    "The colour of a change: none where its interval holds zero."
-    return "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
+    "The colour of a change: none where its interval holds zero or the test finds nothing."
+    return "" if change["p_corrected"] > 0.05 else "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
 
 
 def write_report(
