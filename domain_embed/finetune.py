@@ -6,18 +6,21 @@
 __all__ = ['CARD', 'write_card', 'run_finetune']
 
 # %% ../nbs/30_finetune.ipynb #f0ec9439
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import transformers
 
 from .beir import read_beir, write_jsonl
-from .encode import load_model
+from .encode import load_model, token_lengths
+from .merging import best_share, merge_best
 from .profiles import check_parameters
-from .recipe import read_training
+from .recipe import TrainingRow, read_training
 from .runs import InputError, write_atomic
-from .stages import artefact, open_stage
-from .training import METRIC, batch_size_for, train, training_dataset, validator
+from .stages import artefact, code_sha256, open_stage, read_manifest
+from .training import METRIC, Guide, Objective, batch_size_for, plan_batches, question_of, read_guides, train, validator
 
 # %% ../nbs/30_finetune.ipynb #7ddd1da1
 CARD = """# A domain model
@@ -55,14 +58,20 @@ def run_finetune(
     run_dir: str,  # run folder
     epochs: int,
     batch_size: int,  # 0: by the rule
+    piece: int,  # texts; 0: the whole batch
     learning_rate: float,
     warmup_steps: int,
     weight_decay: float,
     temperature: float,
-    train_negatives: int,
+    train_candidates: int,
+    draw_from: int,  # 0: the mined negatives
+    soft_labels: float,
+    label_temperature: float,
+    matryoshka: list,  # of dimensions, as texts
     train_max_length: int,  # tokens
     evaluations_per_epoch: int,
     val_passages: int,  # 0: all
+    merge: bool,
     base_model: str,
     max_length: int,  # tokens
     query_prompt: str,
@@ -76,49 +85,87 @@ def run_finetune(
     with open_stage(run_dir, "finetune", parameters) as stage:
         if stage.done:
             return stage.manifest
-        rows, texts = read_training(stage.read(artefact(run_dir, "prepare", "train.json")))
+        rows, _ = read_training(stage.read(artefact(run_dir, "prepare", "train.json")))
         dev = read_beir(stage.read(artefact(run_dir, "prepare", "eval_beir")), split="dev")
+        texts = {p.id: p.content for p in dev.passages}  # the whole corpus: candidates are not only what rows name
+        scores, line = (
+            stage.read(artefact(run_dir, "prepare", "scores.parquet")),
+            read_manifest(run_dir, "prepare")["parameters"]["max_positive_fraction"],
+        )
         stage.read(artefact(run_dir, "prepare", "corpus"))
         transformers.set_seed(seed)
-        model = load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code)
+        base, model = (load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code) for _ in range(2))
         length = model.max_seq_length  # max_length, or what the model can at most
-        model.max_seq_length = min(train_max_length, length)
-        dataset = training_dataset(rows, texts, train_negatives)
-        if not len(dataset):
-            raise InputError(f"none of {len(rows)} training rows has a hard negative: lower prepare.max_positive_fraction, or give more documents")
+        for some in (base, model):
+            some.max_seq_length = min(train_max_length, length)
+        objective = Objective(temperature, soft_labels, label_temperature, dimensions=_dimensions(matryoshka, model.get_embedding_dimension()))
+        guides = read_guides(scores, line)
+        pools = [_pool(row, guides, draw_from, train_candidates) for row in rows]
+        lengths = dict(zip(texts, token_lengths(model, list(texts.values())).tolist(), strict=True))
+        size = batch_size_for(len(rows), batch_size)
+        plan = plan_batches(rows, pools, lengths, train_candidates, size, epochs, seed)
         evaluator = validator(dev, val_passages, batch_size=32, seed=seed)
         before = evaluator(model)[METRIC]
-        work = stage.folder.parent / "checkpoints"
-        shutil.rmtree(work, ignore_errors=True)  # a killed training begins again, and ends with the same weights
-        size = batch_size_for(len(dataset), batch_size)
-        curve = [{"step": 0, "val_ndcg@10": before}] + train(
+        curve = train(
             model,
-            dataset,
+            plan,
+            texts,
+            guides,
+            objective,
             evaluator,
-            work,
-            epochs=epochs,
-            batch_size=size,
+            _work(stage.folder.parent, [parameters, stage.inputs, code_sha256("finetune")]),
             learning_rate=learning_rate,
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
-            temperature=temperature,
-            evaluations_per_epoch=evaluations_per_epoch,
+            evaluations=epochs * evaluations_per_epoch,
+            piece=piece,
             seed=seed,
         )
-        after = max(r["val_ndcg@10"] for r in curve[1:] if "val_ndcg@10" in r)
-        shutil.rmtree(work)
+        curve.insert(0, {"step": 0, "val_ndcg@10": before})
+        shares = {0.0: before, 1.0: max(r["val_ndcg@10"] for r in curve[1:] if "val_ndcg@10" in r)}
+        if merge:
+            model, shares = merge_best(base, model, lambda some: evaluator(some)[METRIC], shares)
+        share = best_share(shares) if merge else 1.0
 
         model.max_seq_length = length
         folder = stage.folder / "model"
         model.save_pretrained(str(folder), create_model_card=False)
         write_jsonl(stage.folder / "curve.jsonl", curve)
         stage.metrics |= {
-            "rows": len(dataset),
-            "rows_dropped": len(rows) - len(dataset),
+            "rows": len(rows),
             "batch_size": size,
             "steps": curve[-1]["step"],
+            "val_queries": len(dev.queries),
             "val_ndcg@10_base": before,
-            "val_ndcg@10_best": after,
+            "val_ndcg@10_best": shares[share],
+            "merge": {str(s): value for s, value in shares.items()},
+            "merge_share": share,
         }
         write_card(folder, base_model, model.prompts, length, stage.metrics)
+        shutil.rmtree(stage.folder.parent / "checkpoints")
     return stage.manifest
+
+
+def _dimensions(matryoshka: list, whole: int) -> tuple[int, ...]:
+    "Dimensions as numbers."
+    for text in matryoshka:
+        if not text.isdigit() or not 0 < int(text) < whole:
+            raise InputError(f"finetune.matryoshka: {text!r} is no number of dimensions below the model's {whole}: write e.g. ['{whole // 2}']")
+    return tuple(map(int, matryoshka))
+
+
+def _pool(row: TrainingRow, guides: dict[str, Guide], draw_from: int, hardest: int) -> list[str]:
+    "The passages from which a row's candidates are drawn."
+    if not draw_from:
+        return [p for p, _ in row.negatives[:hardest]]
+    guide = guides.get(question_of(row, guides))
+    return [p for p in guide.nearest[: draw_from + 1] if p != row.positive][:draw_from] if guide else []
+
+
+def _work(folder: Path, settings: list) -> Path:
+    "Where checkpoints stand; those of other settings are removed."
+    work, name = folder / "checkpoints", hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    if not (work / name).exists():
+        shutil.rmtree(work, ignore_errors=True)
+        (work / name).mkdir(parents=True)
+    return work / name
