@@ -19,7 +19,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from .beir import RetrievalSet, read_jsonl
+from .certainty import LEAST as LEAST_DOCUMENTS
 from .certainty import holm, interval, randomisation_p
+from .runs import InputError
 from .search import words
 
 # %% ../nbs/42_breakdown.ipynb #8539be3e
@@ -79,7 +81,7 @@ def break_down(
     table: pd.DataFrame,  # from `describe_queries`
     documents: Sequence[str],  # of each query, from `documents_of`
     seed: int,
-) -> list[dict]:  # "by", "group", "queries", "before", "after", "change", "low", "high", "p_corrected"
+) -> list[dict]:  # "by", "group", "queries", "before", "after", "change"; "low", "high", "p_corrected" or None
     "The change in every group of queries that is large enough."
     change, names, found = after - before, np.asarray(documents), []
     for column in table.columns:
@@ -87,11 +89,13 @@ def break_down(
         groups = groups[(groups >= LEAST) & (groups.index != "")][:MOST]
         for group in sorted(groups.index, key=_place) if len(groups) > 1 else ():
             own = (table[column] == group).to_numpy()
-            low, high = interval(change[own], names[own])
             means = {"before": float(before[own].mean()), "after": float(after[own].mean()), "change": float(change[own].mean())}
-            p = float(randomisation_p(change[own], names[own], seed))
-            found.append({"by": column, "group": group, "queries": int(own.sum())} | means | {"low": low, "high": high, "p": p})
-    for row, p in zip(found, holm([row.pop("p") for row in found]), strict=True):
+            enough = len(set(names[own])) >= LEAST_DOCUMENTS
+            low, high = interval(change[own], names[own]) if enough else (None, None)
+            p = float(randomisation_p(change[own], names[own], seed)) if enough else None
+            found.append({"by": column, "group": group, "queries": int(own.sum())} | means | {"low": low, "high": high, "p_corrected": p})
+    tested = [row for row in found if row["p_corrected"] is not None]
+    for row, p in zip(tested, holm([row["p_corrected"] for row in tested]), strict=True):
         row["p_corrected"] = p
     return found
 
@@ -131,6 +135,8 @@ def draw_map(
     largest = [name for name, _ in Counter(documents).most_common(len(COLOURS) - 1)]
     colours = [COLOURS[largest.index(d)] if d in largest else COLOURS[-1] for d in documents]
     figure, grid = plt.subplots(1, len(vectors), figsize=(5 * len(vectors), 5), squeeze=False)
+    if len(documents) < 4:
+        raise InputError(f"a map of {len(documents)} passages shows nothing: raise evaluate.map_passages, or set it to 0")
     start: np.ndarray | str = "pca"
     for axes, (name, some) in zip(grid[0], vectors.items(), strict=True):
         small = PCA(min(50, *some.shape), random_state=seed).fit_transform(some)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWS', 'SHIP', 'KEEP', 'UNKNOWN', 'LEAST', 'standard_error', 'interval', 'randomisation_p', 'holm', 'smallest_shown',
-           'queries_needed', 'Verdict', 'judge_change']
+           'times_needed', 'Verdict', 'judge_change']
 
 # %% ../nbs/43_certainty.ipynb #0446903f
 from collections.abc import Sequence
@@ -86,14 +86,14 @@ def smallest_shown(
     return None if error is None else float((stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error)
 
 
-def queries_needed(
+def times_needed(
     change: np.ndarray,  # (queries,)
     clusters: Sequence[str],
     difference: float,  # to be shown; above 0
-) -> int | None:  # in all, about documents like these; None: cannot be told from one document
-    "How many queries would show a difference."
+) -> float | None:  # as many documents and queries as there are; None: cannot be told from one document
+    "How much larger a test set would show a difference."
     smallest = smallest_shown(change, clusters)
-    return None if smallest is None else int(np.ceil(len(change) * (smallest / difference) ** 2))
+    return None if smallest is None else (smallest / difference) ** 2
 
 # %% ../nbs/43_certainty.ipynb #3db0219f
 SHIP, KEEP, UNKNOWN = "ship", "keep the base model", "not enough evidence"
@@ -113,7 +113,7 @@ class Verdict:
     smallest_shown: float | None  # with 80% probability
     queries: int
     documents: int
-    queries_needed: int | None  # to show `worth`, or the change if that is larger
+    queries_needed: int | None  # to show `worth`, or the change if that is larger; about as many more documents
 
 
 def judge_change(
@@ -127,20 +127,20 @@ def judge_change(
     if not len(change):
         raise InputError("the test set has no queries: nothing can be said about a change")
     (low, high), mean = interval(change, clusters), float(change.mean())
-    needed = queries_needed(change, clusters, max(worth, abs(mean)))
-    p, documents = float(randomisation_p(change, clusters, seed)), len(set(clusters))
+    p, documents, times = float(randomisation_p(change, clusters, seed)), len(set(clusters)), times_needed(change, clusters, max(worth, abs(mean)))
     said = f"the 95% interval of the change, {low:+.4f} to {high:+.4f},"
+    more = "more documents could tell"
+    if times and times > 1 and documents >= LEAST:
+        more = f"some {int(np.ceil(times * len(change))):,} queries about {int(np.ceil(times * documents)):,} documents could tell, instead of {len(change):,} about {documents:,}"
     if documents < LEAST:
-        verdict, reason = UNKNOWN, f"the queries are about {documents} documents, and from fewer than {LEAST} nothing can be told of others"
-    elif low > 0 and p <= 0.05:
-        verdict, reason = SHIP, f"{said} lies above zero"
+        verdict, reason = UNKNOWN, f"the queries are about {documents} documents, and nothing can be told of others from fewer than {LEAST}"
     elif high < worth:
         verdict, reason = KEEP, f"{said} lies below the {worth} that would be worth it"
+    elif low > 0 and p <= 0.05:
+        verdict, reason = SHIP, f"{said} lies above zero"
     elif low > 0:
-        verdict, reason = (
-            UNKNOWN,
-            f"{said} lies above zero, but the randomisation test has p = {p:.2f}; some {needed:,} queries instead of {len(change):,} could tell",
-        )
+        verdict, reason = UNKNOWN, f"{said} lies above zero, but the randomisation test has p = {p:.2f}; {more}"
     else:
-        verdict, reason = UNKNOWN, f"{said} holds zero and {worth}; some {needed:,} queries instead of {len(change):,} could tell"
+        verdict, reason = UNKNOWN, f"{said} holds zero and {worth}; {more}"
+    needed = None if times is None else int(np.ceil(max(times, 1) * len(change)))
     return Verdict(verdict, reason, mean, low, high, p, smallest_shown(change, clusters), len(change), documents, needed)

@@ -19,7 +19,7 @@ import numpy as np
 
 from .beir import RetrievalSet, read_beir
 from .encode import encode_cached, load_model
-from .exported import ask_endpoint, parity, sample_set
+from .exported import Endpoint, parity, sample_set
 from .profiles import check_parameters
 from .runs import InputError, write_json
 from .stages import artefact, open_stage, read_manifest
@@ -103,10 +103,8 @@ def run_deploy(
         test = sample_set(whole, check_passages, seed)
         reference = _reference(run_dir, evaluated["parameters"], whole, test)
         with served(serve_command(run_dir, graph, model_name, "127.0.0.1", _free_port()), ready_seconds) as url:
-            answers = (
-                ask_endpoint(url, model_name, list(test.queries.values()), "query"),
-                ask_endpoint(url, model_name, [p.content for p in test.passages], "document"),
-            )
+            endpoint = Endpoint(url, model_name)
+            answers = endpoint.ask(list(test.queries.values()), "query"), endpoint.ask([p.content for p in test.passages], "document")
         result = parity(test, reference, answers)
         if abs(result["ndcg@10_change"]) > max_ndcg_change:
             raise InputError(

@@ -75,11 +75,14 @@ Reader = Callable[[list[tuple[str, str]]], np.ndarray]  # pairs of query and pas
 def load_reader(
     name: str,  # a folder, or a name on the hub
     max_length: int,  # tokens of query and passage together; less where the model cannot
+    trust_remote_code: bool = False,  # whether code that comes with the model may run
 ) -> Reader:
     "Load a cross-encoder."
     try:
-        model = CrossEncoder(name, num_labels=1)
-        model.max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+        model = CrossEncoder(name, num_labels=1, trust_remote_code=trust_remote_code)
+        places = getattr(model.config, "max_position_embeddings", None) or max_length
+        places -= (model.config.pad_token_id + 1) if "roberta" in model.config.model_type else 0  # its positions begin behind padding's
+        model.max_length = min(max_length, places, model.tokenizer.model_max_length)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot load the cross-encoder {name!r} ({reason}): give a folder or a name on the hub") from None

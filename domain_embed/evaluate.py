@@ -8,7 +8,6 @@ __all__ = ['SHOWN', 'OWN', 'LABEL', 'summarise', 'recipe_results', 'remarks', 'p
 
 # %% ../nbs/40_evaluate.ipynb #9199b5ae
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +18,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
-from .baselines import Row, Searched, open_encoder, parse_row, search_rows
+from .baselines import Searched, search_rows, time_rows
 from .beir import RetrievalSet, read_beir, write_jsonl
 from .breakdown import break_down, describe_queries, documents_of, draw_map, moved
 from .certainty import holm, interval, judge_change, randomisation_p
+from .comparison import Row, Source, open_encoder, parse_row
 from .encode import encode_cached, load_model
 from .metrics import K_VALUES, per_query
 from .profiles import check_parameters
-from .runs import write_json
+from .runs import InputError, stage_folder, write_json
 from .search import ranking
-from .stages import Stage, artefact, open_stage
+from .stages import Stage, artefact, open_stage, read_manifest, why_run
 
 # %% ../nbs/40_evaluate.ipynb #fd07829a
 SHOWN = ("nDCG@10", "Recall@10", "MRR@10", "MAP@10")
@@ -39,7 +39,7 @@ def summarise(
     tables: dict[str, pd.DataFrame],  # row → per-query metrics
     documents: Sequence[str],  # of each query, from `documents_of`
     seed: int,
-) -> dict:  # "rows" → row → metric → "mean", "low", "high"; "changes" → row → the same, and "p_corrected"
+) -> dict:  # "rows" → row → metric → "mean", "low", "high"; "changes" → row → the same, and "p"; "over_tuned" → row → the same of nDCG@10
     "Means of every row, and how they differ from the base model's."
     result: dict = {"rows": {}, "changes": {}}
     for part, shift in (("rows", 0.0), ("changes", tables["base"])):
@@ -50,11 +50,15 @@ def summarise(
                 for metric in SHOWN:
                     low, high = interval(values[metric].to_numpy(), documents)
                     result[part][row][metric] |= {"low": max(low, 0.0) if part == "rows" else low, "high": high}
-    others = [row for row in tables if row != "base"]
+    others = [row for row in tables if row != "base"]  # tuned first
     p = randomisation_p(np.hstack([(tables[row] - tables["base"])[list(SHOWN)] for row in others]), documents, seed).reshape(len(others), len(SHOWN))
     for metric, of_rows in zip(SHOWN, p.T, strict=True):
-        for row, corrected in zip(others, holm(of_rows), strict=True):
-            result["changes"][row][metric]["p_corrected"] = corrected
+        for row, value in zip(others, [float(of_rows[0]), *holm(of_rows[1:])], strict=True):
+            result["changes"][row][metric]["p"] = value
+    result["over_tuned"] = {}
+    for row in others[1:]:
+        change = (tables[row] - tables["tuned"])["nDCG@10"].to_numpy()
+        result["over_tuned"][row] = dict(zip(("mean", "low", "high"), (float(change.mean()), *interval(change, documents)), strict=True))
     return result
 
 
@@ -74,18 +78,22 @@ def recipe_results(
 def remarks(
     sets: dict[str, dict],  # set → its metrics
     deciding: str,  # the set whose verdict counts
+    rows: Sequence[Row],
 ) -> list[str]:  # sentences
     "What the verdict on the tuned model does not say, and its reader should know."
     said, means = [], {row: values["nDCG@10"]["mean"] for row, values in sets[deciding]["rows"].items()}
-    if untrained := {row: mean for row, mean in means.items() if row != "base" and not re.search("tuned|merged", row) and mean > means["tuned"]}:
-        best = max(untrained, key=untrained.__getitem__)
-        said.append(f"{best!r} is at nDCG@10 {means[best]:.4f} and the tuned model at {means['tuned']:.4f}: it does better without this training")
-    best = max(means, key=means.__getitem__)
-    if "tuned" in best and best != "tuned":
-        said.append(f"{best!r} is the best row, with nDCG@10 {means[best]:.4f}; the tuned model alone has {means['tuned']:.4f}")
+    untrained = {row.name for row in rows if not any(source.trained for source in row.sources)}
+    better = sorted((row for row, change in sets[deciding]["over_tuned"].items() if change["low"] > 0), key=lambda row: -means[row])
+    for row in better[:3]:
+        change, without = sets[deciding]["over_tuned"][row], ", and needs none of this training" if row in untrained else ""
+        said.append(
+            f"{row!r} is better than the tuned model by {change['mean']:.4f} nDCG@10 (95% interval {change['low']:+.4f} to {change['high']:+.4f}){without}"
+        )
     for name, values in sets.items():
         if values["guard"] and (change := values["changes"]["tuned"]["nDCG@10"])["high"] < 0:
             said.append(f"on {name} the tuned model lost {-change['mean']:.4f} nDCG@10: it forgot something")
+        if values["search_recall"] < 1:
+            said.append(f"on {name} an index was searched that finds {values['search_recall']:.1%} of what exact search does")
     return said
 
 # %% ../nbs/40_evaluate.ipynb #6d1bb965
@@ -96,7 +104,8 @@ def _panel(axes: plt.Axes, names: Sequence[str], values: Sequence[dict], label: 
     "Means as points, with their intervals, a line a name."
     for y, (name, value) in enumerate(zip(names, values, strict=True)):
         colour = {"base": "#888888", "tuned": "#4477aa"}.get(name, "#332288")
-        axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2)
+        if value["low"] is not None:
+            axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2)
         axes.plot(value["mean"], y, "o", color=colour)
         axes.annotate(f"{value['mean']:.3f}", (value["mean"], y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8, bbox=LABEL)
     axes.set_yticks(range(len(names)), names)
@@ -135,8 +144,9 @@ def plot_groups(
 
 # %% ../nbs/40_evaluate.ipynb #a5619c3f
 def _ids(test: RetrievalSet, found: Searched) -> dict[str, dict[str, float]]:
-    "What was found, as metrics take it."
-    return ranking(list(test.queries), [p.id for p in test.passages], found.scores, found.rows)
+    "What was found, as metrics take it: the order is what counts, and equal scores would be put in another."
+    ranks = np.broadcast_to(-np.arange(found.rows.shape[1], dtype=np.float32), found.rows.shape)
+    return ranking(list(test.queries), [p.id for p in test.passages], ranks, found.rows)
 
 
 def judge_set(
@@ -154,7 +164,11 @@ def judge_set(
     for row, own in found.items():
         rankings = _ids(test, own)
         tables[row] = per_query(test.qrels, rankings)
-        ten = ((q, p, s, n) for q, some in rankings.items() for n, (p, s) in enumerate(list(some.items())[:10], start=1))
+        ten = (
+            (q, p, s, n)
+            for (q, some), of in zip(rankings.items(), own.scores.tolist(), strict=True)
+            for n, (p, s) in enumerate(zip(some, of[:10], strict=False), start=1)
+        )
         best.append(pd.DataFrame(ten, columns=["query", "passage", "score", "rank"]).assign(set=name, row=row))
         kept |= {row: rankings} if row in OWN else {}
     documents, ndcg = documents_of(test), {row: table["nDCG@10"] for row, table in tables.items()}
@@ -162,7 +176,7 @@ def judge_set(
     values |= summarise(tables, documents, seed)
     values["index_mib"] = {row: own.index_bytes / 2**20 for row, own in found.items()}
     values["search_recall"] = min(own.recall for own in found.values())
-    stage.timings[name] = {row: own.query_ms for row, own in found.items()}
+    stage.timings[name] = time_rows(found, list(test.queries.values()))
     write_json(stage.folder / name / "eval_results.json", recipe_results(tables))
     if not guard:
         groups = describe_queries(test, folder)
@@ -193,25 +207,26 @@ def run_evaluate(
     "Compare the base model, the tuned one, and whatever else is asked for."
     parameters = dict(locals())
     check_parameters("evaluate", parameters, "40_evaluate")
-    own, others = [parse_row(name) for name in OWN], [parse_row(text) for text in dict.fromkeys(rows) if text not in OWN]
+    own, others = [parse_row(name) for name in OWN], [parse_row(text) for text in dict.fromkeys(row.strip() for row in rows) if text not in OWN]
     with open_stage(run_dir, "evaluate", parameters) as stage:
         if stage.done:
             return stage.manifest
         folders = {"generated": artefact(run_dir, "prepare", "eval_beir")} | ({"human": Path(test_set)} if test_set else {})
-        guards = {f"guard {Path(folder).name}": Path(folder) for folder in guard_sets}
+        guards = _guards(guard_sets)
         sets = {name: read_beir(stage.read(folder)) for name, folder in (folders | guards).items()}
-        _read_files(stage, others)
+        _read_files(stage, others, run_dir)
         base = load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code)
         tuned = load_model(str(stage.read(artefact(run_dir, "finetune", "model"))), max_length, trust_remote_code=trust_remote_code)
-        encoder = functools.cache(lambda name: open_encoder(name, base, tuned, max_length, trust_remote_code, endpoint_key_variable))
+        encoder = functools.cache(lambda name: open_encoder(Source(name), base, tuned, max_length, trust_remote_code, endpoint_key_variable))
         cache, tables, best = Path(run_dir) / "cache" / "vectors", [], []
         stage.metrics |= {"deciding": "human" if test_set else "generated", "sets": {}}
         for name, test in sets.items():
-            found = search_rows(own if name in guards else [*own, *others], test, encoder, cache, reranked, 2 * max_length)
+            compared = own if name in guards else [*own, *others]
+            found = search_rows(compared, test, lambda source: encoder(source.name), cache, reranked, 2 * max_length, trust_remote_code)
             of_all, ten = judge_set(stage, name, (folders | guards)[name], test, found, name in guards, worth, seed)
             tables.append(of_all)
             best.append(ten)
-        stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"])
+        stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], others)
         pd.concat(tables).to_parquet(stage.folder / "per_query.parquet", index=False)
         pd.concat(best).to_parquet(stage.folder / "rankings.parquet", index=False)
         figures = {"metrics": plot_metrics(stage.metrics["sets"], worth)}
@@ -223,11 +238,23 @@ def run_evaluate(
     return stage.manifest
 
 
-def _read_files(stage: Stage, rows: Sequence[Row]) -> None:
-    "Record the models and graphs that rows name."
-    for name in {source.name for row in rows for source in row.sources} | {row.reranker for row in rows if row.reranker}:
-        if Path(name).exists():
-            stage.read(name)
+def _guards(folders: Sequence[str]) -> dict[str, Path]:
+    "Guard sets by the shortest ends of their paths that tell them apart."
+    paths, parts = [Path(folder) for folder in dict.fromkeys(folders)], 1
+    while len(names := {f"guard {'/'.join(path.parts[-parts:])}": path for path in paths}) < len(paths):
+        parts += 1
+    return names
+
+
+def _read_files(stage: Stage, rows: Sequence[Row], run_dir: str) -> None:
+    "Record the models and graphs that rows name; a graph of this run must be of its tuned model."
+    for name in {word for row in rows for source in row.sources for word in source.words} | {row.reranker for row in rows if row.reranker}:
+        path = Path(name)
+        if path.exists():
+            stage.read(path.parent if path.suffix == ".onnx" else path)
+            own = path.resolve().is_relative_to(stage_folder(run_dir, "export").resolve())
+            if own and (why := why_run(run_dir, "export", read_manifest(run_dir, "export")["parameters"])):
+                raise InputError(f"row {name!r} is of another tuned model ({why}): run `domain-embed export {run_dir}` first")
 
 
 def _map(models: dict[str, SentenceTransformer], test: RetrievalSet, cache: Path, most: int, seed: int) -> Figure:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import transformers
 
+from .batches import Guide, batch_size_for, plan_batches, question_of, read_guides
 from .beir import read_beir, write_jsonl
 from .encode import load_model, token_lengths
 from .merging import best_share, merge_best
@@ -20,7 +21,7 @@ from .profiles import check_parameters
 from .recipe import TrainingRow, read_training
 from .runs import InputError, write_atomic
 from .stages import artefact, code_sha256, open_stage, read_manifest
-from .training import METRIC, Guide, Objective, batch_size_for, plan_batches, question_of, read_guides, train, validator
+from .training import METRIC, Objective, train, validator
 
 # %% ../nbs/30_finetune.ipynb #7ddd1da1
 CARD = """# A domain model

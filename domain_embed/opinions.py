@@ -9,13 +9,12 @@ __all__ = ['side_by_side', 'look_fused', 'check']
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import bm25s
 import numpy as np
 
 from .beir import Passage, Question
 from .encode import Reader
 from .mining import CHECKED, FREE, KEPT, MASKS, POSITIVE, Window, masks_of, threshold
-from .search import bm25_index, top_k
+from .search import bm25_index, bm25_words, top_k
 
 # %% ../nbs/26_opinions.ipynb #a22ab106
 def side_by_side(
@@ -37,7 +36,7 @@ def look_fused(
     "Every query's window by the mean of cosine and BM25, each as a share of the query's best."
     pool, row = np.flatnonzero(allowed), {p.id: n for n, p in enumerate(passages)}
     index = bm25_index([p.content for p in passages])
-    asked = bm25s.tokenize([q.text for q in questions], stopwords="en", return_ids=False, show_progress=False)
+    asked = [bm25_words(q.text) for q in questions]
     near = top_k(query_vectors, passage_vectors, candidates, allowed)[1]
     best = top_k(query_vectors, passage_vectors, 1)[0][:, 0]
     found, lowest, others = [], [], []

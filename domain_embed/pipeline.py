@@ -215,7 +215,7 @@ def run_command(options: argparse.Namespace) -> None:
     for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["guard_sets"])):
         read_beir(folder)  # a mistake in it is better found now than after the training
     if (rows := settings["evaluate"]["rows"]) != stage_parameters("evaluate")["rows"].default:
-        from domain_embed.baselines import parse_row  # brings PyTorch
+        from domain_embed.comparison import parse_row  # brings PyTorch
 
         for row in rows:
             parse_row(row)

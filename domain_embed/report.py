@@ -119,7 +119,7 @@ td:first-child { min-width: 7rem } @media (max-width: 40rem) { img { max-width: 
 {% for m in manifests if m.stage == "evaluate" %}
 {% with set, found = deciding(m.metrics) %}
 <div class="verdict {{ found.verdict.split()[0] }}"><strong>Verdict: {{ found.verdict }}.</strong> By the {{ found.queries }} {{ set }} queries about {{ found.documents }} documents: {{ found.reason }}.
-{% if found.smallest_shown %}A test set like this one finds a change of {{ "%.3f" | format(found.smallest_shown) }} four times in five, and a smaller one more seldom.{% endif %}</div>
+{% if found.smallest_shown %}A test set like this one finds a change of {{ "%.3f" | format(found.smallest_shown) }} some four times in five, and a smaller one more seldom.{% endif %}</div>
 {% endwith %}
 {% if m.metrics.remarks %}<ul>{% for remark in m.metrics.remarks %}<li>{{ remark }}.</li>{% endfor %}</ul>{% endif %}
 <h2>Results</h2>
@@ -129,18 +129,19 @@ td:first-child { min-width: 7rem } @media (max-width: 40rem) { img { max-width: 
 <th class="n">index, MiB</th><th class="n">ms a query</th></tr>
 {% for row, r in v.rows.items() %}<tr><td>{{ row }}</td><td class="n">{{ "%.4f" | format(r["nDCG@10"].mean) }}</td>
 {% if row in v.changes %}{% with c = v.changes[row]["nDCG@10"] %}<td class="n {{ tone(c) }}">{{ "%+.4f" | format(c.mean) }}</td><td class="n">{{ "%+.4f" | format(c.low) }} to {{ "%+.4f" | format(c.high) }}</td>
-<td class="n">{{ "%.3f" | format(c.p_corrected) }}</td>{% endwith %}{% else %}<td></td><td></td><td></td>{% endif %}
+<td class="n">{{ "%.3f" | format(c.p) }}</td>{% endwith %}{% else %}<td></td><td></td><td></td>{% endif %}
 {% for metric in ("Recall@10", "Recall@100", "MRR@10") %}<td class="n">{{ "%.4f" | format(r[metric].mean) }}</td>{% endfor %}
 <td class="n">{{ "%.1f" | format(v.index_mib[row]) }}</td><td class="n">{{ "%.1f" | format(m.timings[set][row]) if set in m.timings }}</td></tr>
 {% endfor %}</table></div>
 {% endfor %}
-<p>Change, interval and p are those of nDCG@10 against the base model; p is corrected for the number of rows. The unit is the document: questions about one document stand or fall together. Generated queries were written
+<p>Change, interval and p are those of nDCG@10 against the base model; the other rows' p is corrected for their number. The unit is the document: questions about one document stand or fall together. Generated queries were written
 by a language model about documents held out of training; human queries come from people; guard sets are of other domains and show what was forgotten. An interval that contains zero means that this test set cannot tell the two apart.</p>
 {% with set, found = deciding(m.metrics) %}{% with groups = m.metrics.sets[set].groups %}{% if groups %}
 <h2>Where, among the {{ set }} queries</h2>
 <div class="wide"><table><tr><th>by</th><th>group</th><th class="n">queries</th><th class="n">base</th><th class="n">tuned</th><th class="n">change</th><th class="n">95% interval</th><th class="n">p</th></tr>
 {% for g in groups %}<tr><td>{{ g.by if loop.first or g.by != loop.previtem.by }}</td><td>{{ g.group }}</td><td class="n">{{ g.queries }}</td><td class="n">{{ "%.3f" | format(g.before) }}</td><td class="n">{{ "%.3f" | format(g.after) }}</td>
-<td class="n {{ tone(g) }}">{{ "%+.3f" | format(g.change) }}</td><td class="n">{{ "%+.3f" | format(g.low) }} to {{ "%+.3f" | format(g.high) }}</td><td class="n">{{ "%.3f" | format(g.p_corrected) }}</td></tr>
+<td class="n {{ tone(g) }}">{{ "%+.3f" | format(g.change) }}</td>{% if g.low is none %}<td class="n">too few documents</td><td></td>{% else %}<td class="n">{{ "%+.3f" | format(g.low) }} to {{ "%+.3f" | format(g.high) }}</td>
+<td class="n">{{ "%.3f" | format(g.p_corrected) }}</td>{% endif %}</tr>
 {% endfor %}</table></div>{% endif %}{% endwith %}
 {% if moved %}<h2>The queries that moved most</h2>
 {% for e in moved %}<details {{ "open" if loop.first or loop.last }}><summary><span class="{{ "up" if e.change > 0 else "down" }}">{{ "%+.2f" | format(e.change) }}</span> {{ e.text }}</summary>
@@ -169,7 +170,8 @@ by a language model about documents held out of training; human queries come fro
 
 def _tone(change: dict) -> str:
     "The colour of a change: none where its interval holds zero or the test finds nothing."
-    return "" if change["p_corrected"] > 0.05 else "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
+    p = change.get("p", change.get("p_corrected"))
+    return "" if p is None or p > 0.05 else "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
 
 
 def write_report(

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from domain_embed.beir import Passage, Question, write_beir
 from domain_embed.deploy import _free_port, serve_command, served
 from domain_embed.encode import model_path
-from domain_embed.exported import ask_endpoint
+from domain_embed.exported import Endpoint
 from domain_embed.runs import InputError
 from domain_embed.stages import read_manifest
 
@@ -110,9 +110,9 @@ def test_an_endpoint_that_knows_no_input_type():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     texts = ["x" * n for n in range(1, 70)]
-    vectors = ask_endpoint(url, "m", texts, "query", key="k")
+    vectors = Endpoint(url, "m", key="k").ask(texts, "query")
     expected = np.array([[len(text), 1.0] for text in texts])
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(InputError, match="gives no vectors of the model 'wrong'"):
-        ask_endpoint(url, "wrong", texts, "query", key="k")
+        Endpoint(url, "wrong", key="k").ask(texts, "query")
     server.shutdown()
