@@ -30,7 +30,8 @@ Fine-tuned by domain_embed from `{base}` on {rows} rows of questions that a lang
 
 - Prompts: query `{query}`, passage `{passage}` (stored in the model; empty means none)
 - Longest input: {length} tokens; similarity: cosine
-- Validation nDCG@10 (generated questions): base {before:.4f}, best checkpoint {after:.4f}
+- Weights: {share:.0%} of the way from the base model to the best checkpoint, chosen on validation
+- Validation nDCG@10 (generated questions): base {before:.4f}, this model {after:.4f}
 - The licence of the base model applies.
 """
 
@@ -51,6 +52,7 @@ def write_card(
         length=length,
         before=metrics["val_ndcg@10_base"],
         after=metrics["val_ndcg@10_best"],
+        share=metrics["merge_share"],
     )
     write_atomic(folder / "README.md", text)
 

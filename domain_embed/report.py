@@ -31,8 +31,8 @@ def headline(
             return f"{q['train']} training, {q['dev']} validation and {q['test']} test questions; {m['training_rows']} rows, {m['candidates']['kept']} hard negatives"
         case "finetune":
             before, after = m["val_ndcg@10_base"], m["val_ndcg@10_best"]
-            worse = "; on validation the base model is better" if after < before else ""
-            return f"{m['steps']} steps of {m['batch_size']} rows; validation nDCG@10 {before:.4f} → {after:.4f}{worse}"
+            kept = f"{m['merge_share']:.0%} of the way to the tuned model kept" if m["merge_share"] else "nothing beats the base model, which is kept"
+            return f"{m['steps']} steps of {m['batch_size']} rows; validation nDCG@10 {before:.4f} → {after:.4f}; {kept}"
         case "evaluate":
             name, verdict = deciding(m)
             sets = "; ".join(f"{name} queries: nDCG@10 {_change(values)}" for name, values in m["sets"].items())
@@ -103,11 +103,11 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>domain_embed: {{ name }}</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; overflow-wrap: anywhere }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222; overflow-wrap: anywhere }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 figure { margin: 1rem 0; overflow-x: auto } img { max-width: 100%; height: auto } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; font-size: .9rem }
-td, th { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right; white-space: nowrap }
+td, th { padding: .2rem .6rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee } td.n, th.n { text-align: right; white-space: nowrap }
 .verdict { border-left: .4rem solid #888; padding: .5rem 1rem; background: #f6f6f6; font-size: 1.15rem } .ship { border-color: #228833 } .keep { border-color: #ee6677 }
 .up { color: #1b6e2a } .down { color: #b3213a } .hit { font-weight: 600 } li { margin: .2rem 0 } details { margin: .5rem 0 } .big { font-size: 1.1rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem } .pair ol { margin: 0; padding-left: 1.2rem; font-size: .9rem }
