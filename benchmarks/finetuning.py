@@ -30,11 +30,13 @@ from domain_embed.search import ranking, top_k
 
 VARIANTS: dict[str, dict] = {
     "ours": {},
-    "without soft labels": {"soft_labels": 0.0},
+    "temperature 0.05": {"temperature": 0.05},
+    "temperature 0.05, soft labels": {"temperature": 0.05, "soft_labels": 1.0},
+    "soft labels": {"soft_labels": 1.0},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
     "without BM25 in the guide": {"fused": False},
-    "without either": {"soft_labels": 0.0, "fused": False},
     "without the merge": {"merge": False},
-    "mined negatives instead of drawn ones, hard": {"soft_labels": 0.0, "draw_from": 0},
+    "mined negatives instead of drawn ones": {"draw_from": 0},
     "the plain recipe": {
         "soft_labels": 0.0,
         "draw_from": 0,
@@ -69,7 +71,9 @@ def prepared(work: Path, folder: Path, passages: int) -> dict[bool, Path]:
         if not (run_dir / "cache").exists():
             (run_dir / "cache").symlink_to(shared.resolve())
         run_generate(run_dir=str(run_dir), **settings["generate"] | documents)
-        run_prepare(run_dir=str(run_dir), **settings["prepare"] | {"fuse_bm25": fused, "max_leak": 1.0})  # its own test questions are not used
+        run_prepare(
+            run_dir=str(run_dir), **settings["prepare"] | {"fuse_bm25": "always" if fused else "never", "max_leak": 1.0}
+        )  # its own test questions are not used
         runs[fused] = run_dir
     return runs
 

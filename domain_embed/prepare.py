@@ -20,7 +20,7 @@ from .encode import encode_cached, load_model, load_reader
 from .explorer import read_marks
 from .leaks import leaking, same_questions, shared_words
 from .mining import ABOVE, KEPT, VERDICTS, Window, deepen, judge, look, masked_rows
-from .opinions import check, look_fused, side_by_side
+from .opinions import check, finds, look_fused, side_by_side
 from .pairs import Pairs, read_pairs
 from .pictures import shares
 from .profiles import check_parameters
@@ -119,7 +119,9 @@ def _mine(
     }
     verdicts = partial(judge, **line, sample_from=s.sample_from, seed=s.seed)
     recall, read = 1.0, 0
-    if s.fuse_bm25:
+    found = finds(train, passages, of_questions, of_passages)
+    fused = s.fuse_bm25 == "always" or (s.fuse_bm25 == "auto" and found["bm25"] > found["model"])
+    if fused:
         window = look_fused(train, passages, of_questions, of_passages, allowed, s.candidates, masked)
     else:
         window, recall = look(train, passages, of_questions, of_passages, allowed, s.candidates, masked, s.seed)
@@ -147,6 +149,8 @@ def _mine(
         "promoted": len(rows) - sum(len(q.positives) for q in train),
         "questions_with_too_few_negatives": int(((verdict == KEPT).sum(axis=1) < s.num_negatives).sum()),
         "candidates": {name: int(((verdict == v) & (window.rows >= 0)).sum()) for v, name in enumerate(VERDICTS) if v},
+        "mrr@10_of_training_questions": found,
+        "bm25_fused": fused,
         "search_recall": recall,
         "pairs_read_by_check_model": read,
     }
@@ -170,7 +174,7 @@ def run_prepare(
     skip_ranks: int,
     sample_from: int,
     mask_neighbours: int,
-    fuse_bm25: bool,
+    fuse_bm25: str,
     more_encoders: list,  # of names or folders
     check_model: str,
     check_from: float,

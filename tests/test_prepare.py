@@ -185,7 +185,7 @@ def test_bm25_a_second_encoder_samples_and_lines(pairs, tmp_path):
     passages = {p.id: p.text for p in read_passages(pairs / "corpus.jsonl")}
     found = read_beir(pairs, "all")
     lines.write_text("".join(f"{found.queries[q]}\t{passages[p]}\n" for q, judged in found.qrels.items() for p in judged))
-    more = ("fuse_bm25=true", "more_encoders=[embedded]", "sample_from=8", "min_margin=0.01", "mask_neighbours=1", "promote=1.0", "max_leak=1")
+    more = ("fuse_bm25=always", "more_encoders=[embedded]", "sample_from=8", "min_margin=0.01", "mask_neighbours=1", "promote=1.0", "max_leak=1")
     metrics = prepare(tmp_path / "run", lines, *more)["metrics"]
     assert sum(metrics["questions"].values()) > 40 and metrics["candidates"]["kept"] > 50
     with pytest.raises(InputError, match=r"cannot load the cross-encoder '/none'"):
