@@ -64,6 +64,7 @@ client.ask(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), c
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle(tmp_path):
     store, here = tmp_path / "replies.jsonl", Path(__file__).parent
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0.2) as proxy:

@@ -71,13 +71,7 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
 def test_what_cannot_be_compared_is_refused_before_anything_runs(tiny_run, tmp_path):
     run_dir = tiny_run[0]
     before = read_manifest(run_dir, "evaluate")
-    for row, words in (
-        ("bm25 @ 64", ["'bm25 @ 64' keeps no number of dimensions"]),
-        ("http://localhost:1/v1", ["an address and a model's name"]),
-        ("merged 7", ["no share between 0 and 1"]),
-    ):
-        assert_refused(domain_embed("evaluate", "--set", f"evaluate.rows=['{row}']", run_dir), *words)
-    assert_refused(domain_embed("evaluate", "--set", "evaluate.rows=[3]", run_dir), "must be a list of texts")
+    assert_refused(domain_embed("evaluate", "--set", "evaluate.rows=['bm25', 'merged 7']", run_dir), "no share between 0 and 1")
     assert_refused(domain_embed("evaluate", "--set", f"evaluate.guard_sets=[{tmp_path}]", run_dir), f"{tmp_path}/corpus.jsonl is missing")
     secret = domain_embed("evaluate", "--set", "evaluate.rows=['https://me:secret@host/v1 model']", run_dir)
     assert_refused(secret, "without a user name")

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import assert_ok, assert_refused, domain_embed, set_options
 from faulty_proxy import FaultyProxy
 
@@ -57,6 +58,7 @@ def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
     assert all(set(q.scores) == {"relevance", "accuracy", "context_support", "clarity", "overall"} for q in kept)
 
 
+@pytest.mark.slow
 def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
     with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0) as proxy:
         prices = (
