@@ -68,7 +68,7 @@ class Example:
 def plan_batches(
     rows: Sequence[TrainingRow],
     pools: Sequence[Sequence[str]],  # for each row, the passages that its candidates are drawn from
-    lengths: dict[str, int],  # passage id → characters
+    lengths: dict[str, int],  # passage id → its length, in tokens or any other unit
     candidates: int,  # drawn for a row, at most
     batch_size: int,
     epochs: int,

@@ -91,10 +91,6 @@ def run_finetune(
         rows, _ = read_training(stage.read(artefact(run_dir, "prepare", "train.json")))
         dev = read_beir(stage.read(artefact(run_dir, "prepare", "eval_beir")), split="dev")
         texts = {p.id: p.content for p in dev.passages}  # the whole corpus: candidates are not only what rows name
-        scores, line = (
-            stage.read(artefact(run_dir, "prepare", "scores.parquet")),
-            read_manifest(run_dir, "prepare")["parameters"]["max_positive_fraction"],
-        )
         stage.read(artefact(run_dir, "prepare", "corpus"))
         transformers.set_seed(seed)
         base, model = (load_model(base_model, max_length, query_prompt, passage_prompt, trust_remote_code) for _ in range(2))
@@ -102,7 +98,8 @@ def run_finetune(
         for some in (base, model):
             some.max_seq_length = min(train_max_length, length)
         objective = Objective(temperature, soft_labels, label_temperature, dimensions=_dimensions(matryoshka, model.get_embedding_dimension()))
-        guides = read_guides(scores, line)
+        line = read_manifest(run_dir, "prepare")["parameters"]["max_positive_fraction"]
+        guides = read_guides(stage.read(artefact(run_dir, "prepare", "scores.parquet")), line)
         pools = [_pool(row, guides, draw_from, train_candidates) for row in rows]
         lengths = dict(zip(texts, token_lengths(model, list(texts.values())).tolist(), strict=True))
         size = batch_size_for(len(rows), batch_size)
