@@ -153,7 +153,7 @@ def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
     kind: str,  # "query" or "document": which prompt
-    desc: str = "encoding",  # for the progress bar
+    desc: str = "encoding",  # for the progress bar; empty: none
     pool: dict | None = None,  # from `workers`
 ) -> np.ndarray:  # float32 (len(texts), dimensions), rows of length 1
     "Texts to unit vectors."
@@ -163,7 +163,7 @@ def encode(
     order = np.argsort(-lengths, kind="stable")
     vectors = np.empty((len(unique), model.get_embedding_dimension()), dtype=np.float32)
     budget, crew = GPU_BATCH if torch.cuda.is_available() else CPU_BATCH, len(pool["processes"]) if pool else 1
-    with progress(total=int(lengths.sum()), desc=desc, unit=" tokens", unit_scale=True) as bar:
+    with progress(total=int(lengths.sum()), desc=desc, disable=not desc, unit=" tokens", unit_scale=True) as bar:
         for batch in batches(lengths[order], budget * crew):
             rows = order[batch]
             size = -(-len(rows) // crew)

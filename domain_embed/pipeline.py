@@ -145,6 +145,7 @@ EXAMPLES = """examples:
   domain-embed run --documents corpus.jsonl --set evaluate.test_set=beir/ runs/mine
   domain-embed run --profile nemotron-1b --documents handbook/ --set generate.llm=gpt-x runs/big
   domain-embed run --set prepare.pairs=pairs.tsv runs/own      (questions of your own: stage 1 is not needed)
+  domain-embed finetune runs/handbook --sweep learning_rate=1e-5,3e-5 temperature=0.02,0.05
   domain-embed deploy runs/handbook
 
 A run that was stopped, in whatever way, is continued by the same command. What has not changed is not done again."""
@@ -185,6 +186,10 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--estimate", action="store_true", help="say what it will cost, from a few requests, and stop")
         command.add_argument("--profile", metavar="NAME", help="a profile's name or a .yaml file (default: as RUN_DIR was run before, else embedded)")
         command.add_argument("--set", metavar="STAGE.NAME=VALUE", action="append", default=[], help="change one parameter; may be repeated")
+        if name == "finetune":
+            command.add_argument(
+                "--sweep", metavar="NAME=VALUE,VALUE", nargs="+", help="train with every combination and keep the best by validation"
+            )
         if name in ("run", "evaluate"):
             command.add_argument("--require", choices=["ship"], help="end with status 3 unless the verdict is to ship the tuned model, for CI")
         if name == "deploy":
@@ -207,6 +212,8 @@ def run_command(options: argparse.Namespace) -> None:
         if not Path(options.documents).exists():
             raise InputError(f"--documents {options.documents}: there is no such file or folder")
         assignments.append(f"generate.documents={options.documents}")
+    if getattr(options, "sweep", None):
+        assignments.append(f"finetune.sweep={json.dumps(options.sweep)}")
     profile, settings = settings_for(run_dir, options.profile, assignments)
     if (pairs := settings["prepare"]["pairs"]) and getattr(options, "documents", None):
         raise InputError(
@@ -219,6 +226,10 @@ def run_command(options: argparse.Namespace) -> None:
 
         for row in rows:
             parse_row(row)
+    if sweep := settings["finetune"]["sweep"]:
+        from domain_embed.sweep import combinations  # brings SciPy
+
+        combinations(sweep, settings["finetune"])
     if getattr(options, "estimate", False):
         _estimate(run_dir, settings["generate"])
         return

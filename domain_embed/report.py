@@ -32,7 +32,9 @@ def headline(
         case "finetune":
             before, after = m["val_ndcg@10_base"], m["val_ndcg@10_best"]
             kept = f"{m['merge_share']:.0%} of the way to the tuned model kept" if m["merge_share"] else "nothing beats the base model, which is kept"
-            return f"{m['steps']} steps of {m['batch_size']} rows; validation nDCG@10 {before:.4f} → {after:.4f}; {kept}"
+            best = f", {', '.join(f'{n} {v:g}' for n, v in m['kept_settings'].items())} of {len(m['tried'])} tried" if m["kept_settings"] else ""
+            more = f"; {m['more_documents']}" if m["more_documents"] else ""
+            return f"{m['steps']} steps of {m['batch_size']} rows{best}; validation nDCG@10 {before:.4f} → {after:.4f}; {kept}{more}"
         case "evaluate":
             name, verdict = deciding(m)
             sets = "; ".join(f"{name} queries: nDCG@10 {_change(values)}" for name, values in m["sets"].items())

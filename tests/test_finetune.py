@@ -4,12 +4,15 @@ import shutil
 from unittest.mock import patch
 
 import pytest
+import torch
 from conftest import run_here
 from sentence_transformers import SentenceTransformer
 
+from domain_embed import finetune
 from domain_embed.beir import read_jsonl
+from domain_embed.encode import load_model
+from domain_embed.live import Curve
 from domain_embed.runs import InputError
-from domain_embed.training import Curve
 
 SMALL = ["finetune.batch_size=4", "finetune.evaluations_per_epoch=2", "finetune.merge=false"]
 
@@ -29,7 +32,7 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
 
     with patch.object(Curve, "on_step_end", kill), pytest.raises(Killed):
         run_here("finetune", run_dir, *SMALL)
-    assert list(run_dir.glob(".work/checkpoints/*/checkpoint-*"))
+    assert list(run_dir.glob(".work/checkpoints/*/0/checkpoint-*"))
     continued = []
     with patch.object(Curve, "on_step_end", lambda self, args, state, control, **more: continued.append(state.global_step)):
         found = run_here("finetune", run_dir, *SMALL)
@@ -37,17 +40,45 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
     assert not list(run_dir.glob(".work/checkpoints/*"))
 
 
-def test_hard_labels_in_pieces_for_short_vectors(tiny_run, tmp_path):
+def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
-    asked = ["finetune.soft_labels=0.0", "finetune.draw_from=0", "finetune.piece=6", "finetune.matryoshka=['128', '32']"]
-    manifest = run_here("finetune", run_dir, *asked)
-    metrics = manifest["metrics"]
+    asked = ["soft_labels=0.5", "draw_from=0", "piece=6", "matryoshka=['128', '32']", "lora_rank=4", "layer_decay=0.8"]
+    more = ["gradient_checkpointing=true", "learning_rate=1e-3", "evaluations_per_epoch=2", "patience=1"]
+    metrics = run_here("finetune", run_dir, *(f"finetune.{setting}" for setting in (*asked, *more)))["metrics"]
     assert (
         set(metrics["merge"]) == {"0.0", "0.25", "0.5", "0.75", "1.0"}
         and metrics["val_ndcg@10_best"] == max(metrics["merge"].values()) >= metrics["val_ndcg@10_base"]
     )
     assert any("loss" in row for row in read_jsonl(run_dir / "3_finetune/curve.jsonl"))
-    assert f"{metrics['merge_share']:.0%} of the way" in (run_dir / "3_finetune/model/README.md").read_text()
-    assert SentenceTransformer(str(run_dir / "3_finetune/model")).max_seq_length == 64
+    assert list(run_dir.glob("tensorboard/*/events.out.*"))
+    card = (run_dir / "3_finetune/model/README.md").read_text()
+    assert f"{metrics['merge_share']:.0%} of the way" in card and "license: apache-2.0" in card and "lora_rank 4" in card
+    tuned, base = SentenceTransformer(str(run_dir / "3_finetune/model")), load_model("embedded", 64)
+    assert tuned.max_seq_length == 64 and tuned.state_dict().keys() == base.state_dict().keys()
+    changed = [name for name, weight in tuned.state_dict().items() if not torch.equal(weight.cpu(), base.state_dict()[name].cpu())]
+    assert not metrics["merge_share"] or (changed and all("LayerNorm" not in name and "embeddings" not in name for name in changed))
     with pytest.raises(InputError, match="'384' is no number of dimensions below the model's 384"):
         run_here("finetune", run_dir, "finetune.matryoshka=['384']")
+
+
+def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
+    run_dir, trained = shutil.copytree(tiny_run[0], tmp_path / "copy"), []
+    asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'row_share=0.5,1']"]
+
+    def counted(settings, *more, really=finetune.tune):
+        trained.append((settings["learning_rate"], settings["row_share"]))
+        if len(trained) == 3:
+            raise Killed
+        return really(settings, *more)
+
+    with patch.object(finetune, "tune", counted), pytest.raises(Killed):
+        run_here("finetune", run_dir, *asked)
+    with patch.object(finetune, "tune", counted):
+        metrics = run_here("finetune", run_dir, *asked)["metrics"]
+    assert trained == [(1e-9, 0.5), (1e-9, 1.0), (1e-3, 0.5), (1e-3, 0.5), (1e-3, 1.0)]
+    whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["tried"] if t["settings"]["row_share"] == 1}
+    assert metrics["val_ndcg@10_best"] == max(whole.values()) and metrics["kept_settings"]["row_share"] == 1
+    assert whole[metrics["kept_settings"]["learning_rate"]] == max(whole.values())
+    assert metrics["more_documents"].startswith("More documents ")
+    with pytest.raises(InputError, match=r"'seeds=1,2': expected name=value,value with one of the names epochs, .*, seed"):
+        run_here("finetune", run_dir, "finetune.sweep=['seeds=1,2']")
