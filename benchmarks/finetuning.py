@@ -3,7 +3,7 @@
 python benchmarks/finetuning.py WORK BEIR_FOLDER ... [--variants ours ...] [--passages 450]
 
 For each set: questions by the embedded LLM about some of its passages (never its queries), stage 2 with and without BM25 in its scores, then every variant of stage 3, measured on the set's human queries. What is in WORK is not made again, so a
-killed study goes on. One line a variant: nDCG@10, the change from the base model with its 95% interval, the merge share, seconds.
+killed study goes on. `finetuning.ipynb` shows what came of it.
 """
 
 import argparse
@@ -13,38 +13,41 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
+from sentence_transformers import SentenceTransformer
 
 from domain_embed import training
+from domain_embed.baselines import Searched, fuse, search_source
 from domain_embed.batches import FORBIDDEN, OPEN, label_batch
-from domain_embed.beir import read_beir
+from domain_embed.beir import RetrievalSet, read_beir
 from domain_embed.breakdown import documents_of
 from domain_embed.certainty import judge_change
-from domain_embed.comparison import local_encoder
+from domain_embed.comparison import Source, local_encoder
 from domain_embed.encode import load_model
 from domain_embed.finetune import run_finetune
 from domain_embed.generate import run_generate
 from domain_embed.metrics import per_query
 from domain_embed.prepare import run_prepare
 from domain_embed.profiles import load_profile
-from domain_embed.search import ranking, top_k
+from domain_embed.search import ranking
 
 VARIANTS: dict[str, dict] = {
     "ours": {},
-    "temperature 0.05": {"temperature": 0.05},
-    "temperature 0.05, soft labels": {"temperature": 0.05, "soft_labels": 1.0},
-    "soft labels": {"soft_labels": 1.0},
-    "learning rate 1e-4": {"learning_rate": 1e-4},
-    "without BM25 in the guide": {"fused": False},
-    "without the merge": {"merge": False},
     "mined negatives instead of drawn ones": {"draw_from": 0},
+    "one candidate instead of three": {"train_candidates": 1},
+    "without BM25 in the guide": {"fused": False},
+    "nothing masked": {"masked": False},
+    "soft labels": {"soft_labels": 1.0, "temperature": 0.05},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "with dropout": {"dropout": True},
+    "without the merge": {"merge": False},
     "the plain recipe": {
-        "soft_labels": 0.0,
         "draw_from": 0,
         "train_candidates": 4,
-        "temperature": 0.02,
         "merge": False,
         "fused": False,
         "own_only": True,
+        "dropout": True,
     },
 }
 
@@ -57,6 +60,12 @@ def own_only(batch, guides):
         own = np.array([p in example.candidates for p in passages])
         labels[1, n] = np.where(others, FORBIDDEN, np.where(own, OPEN, labels[1, n]))
     return passages, labels
+
+
+def unmasked(batch, guides):
+    "Labels that forbid nothing."
+    passages, labels = label_batch(batch, guides)
+    return passages, np.stack([labels[0], np.maximum(labels[1], OPEN)])
 
 
 def prepared(work: Path, folder: Path, passages: int) -> dict[bool, Path]:
@@ -78,6 +87,63 @@ def prepared(work: Path, folder: Path, passages: int) -> dict[bool, Path]:
     return runs
 
 
+def search(model: SentenceTransformer | None, test: RetrievalSet, cache: Path) -> Searched:
+    "What a model, or BM25, finds for a set's own queries."
+    return search_source(Source("base" if model else "bm25"), test, model and local_encoder(model), cache)
+
+
+def ndcg(found: Searched, test: RetrievalSet) -> np.ndarray:
+    "nDCG@10 of every query."
+    return per_query(test.qrels, ranking(list(test.queries), [p.id for p in test.passages], found.scores, found.rows))["nDCG@10"].to_numpy()
+
+
+def tuned(work: Path, folder: Path, variant: str, passages: int) -> dict:
+    "A variant's outcome; trained and measured unless it was before."
+    result = work / folder.name / f"{variant}.json"
+    if not result.exists():
+        test, changed, runs = read_beir(folder), dict(VARIANTS[variant]), prepared(work, folder, passages)
+        run_dir, start = runs[changed.pop("fused", True)], time.monotonic()
+        labels = own_only if changed.pop("own_only", False) else label_batch if changed.pop("masked", True) else unmasked
+        dropout = (lambda model: model) if changed.pop("dropout", False) else training.without_dropout
+        with patch.object(training, "label_batch", labels), patch.object(training, "without_dropout", dropout):
+            manifest = run_finetune(run_dir=str(run_dir), **load_profile("embedded")["finetune"] | changed)
+        seconds = time.monotonic() - start
+        found = search(load_model(str(run_dir / "3_finetune/model"), 256), test, work / "vectors")
+        with_words = fuse([found, search(None, test, work / "vectors")])
+        scores = {"ndcg": ndcg(found, test).tolist(), "ndcg_with_bm25": ndcg(with_words, test).tolist()}
+        result.write_text(json.dumps({"metrics": manifest["metrics"], "seconds": seconds, **scores}))
+    return json.loads(result.read_text())
+
+
+def study(work: Path, folders: list[Path], variants: list[str], passages: int) -> pd.DataFrame:
+    "A row for every set and everything that searches it; nDCG@10 on the set's human queries, and the change from the base model."
+    rows = []
+    for folder in folders:
+        test, cache = read_beir(folder), work / "vectors"
+        documents = documents_of(test)
+        base, words = search(load_model("embedded", 256), test, cache), search(None, test, cache)
+        reference = ndcg(base, test)
+        found = {"base model": reference, "BM25": ndcg(words, test), "base model + BM25": ndcg(fuse([base, words]), test)}
+        about = {}
+        for variant in variants:
+            outcome = tuned(work, folder, variant, passages)
+            found[variant], about[variant] = np.array(outcome["ndcg"]), outcome
+            if variant == "ours":
+                found["ours + BM25"] = np.array(outcome["ndcg_with_bm25"])
+        for name, scores in found.items():
+            verdict, m = judge_change(scores - reference, documents, seed=0), about.get(name, {}).get("metrics", {})
+            row = {"set": folder.name, "queries": len(scores), "variant": name, "nDCG@10": scores.mean(), "change": verdict.change}
+            row |= {
+                "low": verdict.low,
+                "high": verdict.high,
+                "rows": m.get("rows"),
+                "share": m.get("merge_share"),
+                "seconds": about.get(name, {}).get("seconds"),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -85,41 +151,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--passages", type=int, default=450, help="about so many passages of a set questions are written")
     options = parser.parse_args()
-    print("| set | variant | rows | nDCG@10 | change from base, 95% interval | merge share | seconds |\n|---|---|---|---|---|---|---|")
-    for folder in options.sets:
-        test, cache = read_beir(folder), options.work / "vectors"
-        documents = documents_of(test)
-
-        def ndcg(name: str, test=test, cache=cache) -> np.ndarray:
-            encoder = local_encoder(load_model(name, 256))
-            queries, passages = (
-                encoder.many(cache, list(test.queries.values()), "query"),
-                encoder.many(cache, [p.content for p in test.passages], "document"),
-            )
-            found = ranking(list(test.queries), [p.id for p in test.passages], *top_k(queries, passages, 100))
-            return per_query(test.qrels, found)["nDCG@10"].to_numpy()
-
-        base, runs = ndcg("embedded"), prepared(options.work, folder, options.passages)
-        print(f"| {folder.name} | base model | | {base.mean():.4f} | | | |", flush=True)
-        for variant in options.variants:
-            result = options.work / folder.name / f"{variant}.json"
-            if not result.exists():
-                changed = dict(VARIANTS[variant])
-                run_dir, start = runs[changed.pop("fused", True)], time.monotonic()
-                with patch.object(training, "label_batch", own_only if changed.pop("own_only", False) else label_batch):
-                    manifest = run_finetune(run_dir=str(run_dir), **load_profile("embedded")["finetune"] | changed)
-                seconds = time.monotonic() - start
-                tuned = ndcg(str(run_dir / "3_finetune/model"))
-                kept = {"rows": manifest["metrics"]["rows"], "share": manifest["metrics"]["merge_share"], "seconds": seconds, "ndcg": tuned.tolist()}
-                result.write_text(json.dumps(kept))
-            kept = json.loads(result.read_text())
-            tuned = np.array(kept["ndcg"])
-            v = judge_change(tuned - base, documents, seed=0)
-            change = f"{v.change:+.4f}, {v.low:+.4f} to {v.high:+.4f}"
-            print(
-                f"| {folder.name} | {variant} | {kept['rows']} | {tuned.mean():.4f} | {change} | {kept['share']} | {kept['seconds']:.0f} |",
-                flush=True,
-            )
+    print(study(options.work, options.sets, options.variants, options.passages).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ SWEPT = (
     "label_temperature",
     "lora_rank",
     "row_share",
-    "train_max_length",
     "seed",
 )
 

@@ -103,6 +103,7 @@ def test_a_test_set_that_cannot_be_read_is_found_before_anything_is_done(documen
 
 def test_a_stage_without_the_one_before_it(tmp_path):
     assert_refused(domain_embed("finetune", tmp_path / "run"), "run `domain-embed prepare")
+    assert_refused(domain_embed("finetune", tmp_path / "run", "--sweep", "seeds=1,2"), "'seeds=1,2': expected name=value,value")
 
 
 def test_nothing_is_lost(tiny_run, tmp_path):
