@@ -8,6 +8,7 @@ killed study goes on. `finetuning.ipynb` shows what came of it.
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -103,10 +104,11 @@ def tuned(work: Path, folder: Path, variant: str, passages: int) -> dict:
     if not result.exists():
         test, changed, runs = read_beir(folder), dict(VARIANTS[variant]), prepared(work, folder, passages)
         run_dir, start = runs[changed.pop("fused", True)], time.monotonic()
+        shutil.rmtree(run_dir / "3_finetune", ignore_errors=True)  # what is patched below is in no manifest
         labels = own_only if changed.pop("own_only", False) else label_batch if changed.pop("masked", True) else unmasked
         dropout = (lambda model: model) if changed.pop("dropout", False) else training.without_dropout
         with patch.object(training, "label_batch", labels), patch.object(training, "without_dropout", dropout):
-            manifest = run_finetune(run_dir=str(run_dir), **load_profile("embedded")["finetune"] | changed)
+            manifest = run_finetune(run_dir=str(run_dir), **load_profile("embedded")["finetune"] | changed | {"processes": 1})
         seconds = time.monotonic() - start
         found = search(load_model(str(run_dir / "3_finetune/model"), 256), test, work / "vectors")
         with_words = fuse([found, search(None, test, work / "vectors")])

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
+import torch
+import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
@@ -27,7 +28,7 @@ from .processes import Job, fit
 from .profiles import check_parameters
 from .recipe import TrainingRow, read_training
 from .runs import InputError, write_atomic
-from .stages import Stage, artefact, code_sha256, open_stage, read_manifest, recorded
+from .stages import Stage, artefact, code_sha256, open_stage, read_manifest
 from .sweep import SWEPT, Tried, best_of, combinations, more_rows, part_of
 from .training import METRIC, Objective, Options, Validation
 
@@ -35,18 +36,18 @@ from .training import METRIC, Objective, Options, Validation
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-license: {licence}
+{licences}
 tags: [sentence-transformers, feature-extraction, domain_embed]
 ---
 
 # A domain model
 
-`{base}`, fine-tuned by domain_embed on {rows:,} rows: questions about {passages:,} passages of one set of documents, written by {writer}.
+`{base}`, fine-tuned by domain_embed on {rows:,} rows: questions about {passages:,} passages of one set of documents, {writer}.
 
 - Prompts: query `{query}`, passage `{passage}` (stored in the model; empty means none)
 - Longest input: {length} tokens; similarity: cosine
-- Weights: {share:.0%} of the way from the base model to the best checkpoint, chosen on validation
-- Validation nDCG@10 ({queries} generated questions): base {before:.4f}, this model {after:.4f}. What it gains on questions of people is for stage 4 to say.
+- Weights: {share}
+- Validation nDCG@10 ({queries} questions): base {before:.4f}, this model {after:.4f}. What it gains on questions of people is for stage 4 to say.
 - Settings: {settings}
 - Licence of the base model: {licence}. Whether it also covers what was made of it, and whether the documents may be used so, is for you to know.
 """
@@ -54,17 +55,17 @@ tags: [sentence-transformers, feature-extraction, domain_embed]
 
 def licence_of(
     base_model: str,  # a folder, a name on the hub, or embedded
-) -> str:  # as its card has it
+) -> dict[str, str]:  # "license" and, where it is not a common one, "license_name" and "license_link", as its card has them
     "The licence of a model."
     path = Path(model_path(base_model))
     try:
-        card = ModelCard.load(path / "README.md" if path.is_dir() else base_model)
-    except (OSError, ValueError):  # none, or no network
-        return "unknown"
-    return card.data.license or "unknown"
+        found = ModelCard.load(path / "README.md" if path.is_dir() else base_model).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):  # none, none that can be read, or no network
+        found = {}
+    return {"license": "unknown"} | {name: str(found[name]) for name in ("license", "license_name", "license_link") if found.get(name)}
 
 
-assert licence_of("embedded") == "apache-2.0" and licence_of(".") == "unknown"
+assert licence_of("embedded") == {"license": "apache-2.0"} and licence_of(".") == {"license": "unknown"}
 
 # %% ../nbs/30_finetune.ipynb #8f8d75c2
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Material:
     validation: Validation
     base: SentenceTransformer  # cut to the training's length
     length: int  # tokens that it reads otherwise
+    precision: torch.dtype  # of its weights as they were, and as they are saved; training is in float32
     before: float  # its validation nDCG@10
 
 
@@ -89,6 +91,7 @@ class Tuned:
     curve: list[dict]
     speed: float  # tokens a second
     rows: int
+    passages: int  # that the rows are about
     batch_size: int
     shares: dict[float, float]  # share of the way to the best checkpoint → validation nDCG@10
     share: float  # what was kept
@@ -128,14 +131,15 @@ def tune(
             },
         ),
     )
-    transformers.set_seed(p["seed"])
     model, curve, speed = fit(job, work, p["processes"], p["torchrun"])
-    shares = {0.0: material.before, 1.0: max(r["val_ndcg@10"] for r in curve if "val_ndcg@10" in r)}
+    shares, best = {0.0: material.before, 1.0: material.validation(model)[METRIC]}, max(r["val_ndcg@10"] for r in curve if "val_ndcg@10" in r)
+    if abs(shares[1.0] - best) > 0.02:  # the trainer only logs it when it cannot load the best checkpoint
+        raise RuntimeError(f"the best checkpoint had validation nDCG@10 {best:.4f}, but what was loaded has {shares[1.0]:.4f}: see the log above")
     if p["merge"]:
         model, shares = merge_best(material.base, model, lambda some: material.validation(some)[METRIC], shares)
     share = best_share(shares) if p["merge"] else 1.0
     curve = [{"step": 0, "val_ndcg@10": material.before}, *curve]
-    return Tuned(model, curve, speed, len(rows), size, shares, share, material.validation.scores(model))
+    return Tuned(model, curve, speed, len(rows), len({row.positive for row in rows}), size, shares, share, material.validation.scores(model))
 
 
 def _dimensions(matryoshka: list, whole: int) -> tuple[int, ...]:
@@ -161,13 +165,14 @@ def _material(stage: Stage, p: dict[str, Any]) -> Material:
     dev = read_beir(prepared["eval_beir"], split="dev")
     texts = {passage.id: passage.content for passage in dev.passages}
     base = load_model(p["base_model"], p["max_length"], p["query_prompt"], p["passage_prompt"], p["trust_remote_code"])
-    length = base.max_seq_length  # max_length, or what the model can at most
+    precision, length = next(base.parameters()).dtype, base.max_seq_length  # max_length, or what the model can at most
+    base.float()
     base.max_seq_length = min(p["train_max_length"], length)
     lengths = dict(zip(texts, token_lengths(base, list(texts.values())).tolist(), strict=True))
     line = read_manifest(stage.run_dir, "prepare")["parameters"]["max_positive_fraction"]
     validation = Validation(dev, p["val_passages"], p["seed"])
     before = validation(base)[METRIC]
-    return Material(rows, texts, lengths, read_guides(prepared["scores.parquet"], line), validation, base, length, before)
+    return Material(rows, texts, lengths, read_guides(prepared["scores.parquet"], line), validation, base, length, precision, before)
 
 
 def _once(p: dict[str, Any], material: Material, work: Path, logs: Path) -> Tuned:
@@ -187,26 +192,28 @@ def write_card(
     folder: Path,  # of the model
     p: dict[str, Any],  # parameters of the stage, as they were trained with
     tuned: Tuned,
-    passages: int,  # of the corpus
     before: float,  # validation nDCG@10 of the base model
-    generated: dict | None,  # manifest of stage 1, where there is one
+    writer: str,  # who wrote the questions
 ) -> None:
     "Say in the model's folder what it is."
-    prompts = tuned.model.prompts
+    prompts, licences = tuned.model.prompts, licence_of(p["base_model"])
     text = CARD.format(
         base=p["base_model"],
-        licence=licence_of(p["base_model"]),
+        licences="\n".join(f"{name}: {json.dumps(value)}" for name, value in licences.items()),
+        licence=licences.get("license_name", licences["license"]),
         rows=tuned.rows,
-        passages=passages,
-        writer=f"`{generated['parameters']['llm']}`" if generated else "the documents' owner",
+        passages=tuned.passages,
+        writer=writer,
         query=prompts["query"],
         passage=prompts["document"],
         length=tuned.model.max_seq_length,
-        share=tuned.share,
+        share=f"{tuned.share:.0%} of the way from the base model to the best checkpoint, chosen on validation"
+        if p["merge"]
+        else "the best checkpoint's",
         queries=len(tuned.scores),
         before=before,
         after=tuned.scores.mean(),
-        settings=", ".join(f"{name} {p[name]}" for name in SWEPT),
+        settings=", ".join(f"{name} {(p | {'batch_size': tuned.batch_size})[name]}" for name in SWEPT),
     )
     write_atomic(folder / "README.md", text)
 
@@ -258,6 +265,7 @@ def run_finetune(
     check_parameters("finetune", parameters, "30_finetune")
     with open_stage(run_dir, "finetune", parameters) as stage:
         if stage.done:
+            shutil.rmtree(Path(run_dir) / ".work" / "checkpoints", ignore_errors=True)
             return stage.manifest
         settings = combinations(sweep, parameters)
         material = _material(stage, parameters)
@@ -267,6 +275,7 @@ def run_finetune(
             found = _once(parameters | changed, material, work / str(n), Path(run_dir) / "tensorboard" / f"{work.name[:8]}-{n}")
             tried.append(Tried(changed, found.scores))
             kept = found if best_of(tried) == n else kept
+        kept.model.to(material.precision)
         kept.model.max_seq_length = material.length
         folder = stage.folder / "model"
         kept.model.save_pretrained(str(folder), create_model_card=False)
@@ -285,6 +294,8 @@ def run_finetune(
             "more_documents": more_rows(tried),
         }
         stage.timings |= {"tokens_per_second": round(kept.speed)}
-        write_card(folder, parameters | settings[best_of(tried)], kept, len(material.texts), material.before, recorded(run_dir, "generate"))
-        shutil.rmtree(stage.folder.parent / "checkpoints")
+        given = read_manifest(run_dir, "prepare")["parameters"]["pairs"]
+        writer = "given by the documents' owner" if given else f"written by `{read_manifest(run_dir, 'generate')['parameters']['llm']}`"
+        write_card(folder, parameters | settings[best_of(tried)], kept, material.before, writer)
+    shutil.rmtree(work.parent)  # when the manifest is written, and not before
     return stage.manifest

@@ -10,16 +10,21 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import set_seed
 
 from .batches import Example, Guide
 from .encode import load_model
+from .runs import InputError
 from .training import Objective, Options, Validation, add_lora, merge_lora, train, world
 
 # %% ../nbs/35_processes.ipynb #2ffbf0db
@@ -42,6 +47,7 @@ class Job:
         work: Path,  # folder for checkpoints
     ) -> tuple[SentenceTransformer, list[dict], float]:  # the best checkpoint, the curve, tokens a second
         "Train in this process, and with those that were started with it."
+        set_seed(self.options.seed)
         model = self.open()
         if self.lora_rank:
             add_lora(model, self.lora_rank)
@@ -54,7 +60,7 @@ class Job:
 
     def open(self) -> SentenceTransformer:
         "The base model as it is trained."
-        model = load_model(*self.base)
+        model = load_model(*self.base).float()  # small steps are lost in weights of 16 bits
         model.max_seq_length = min(self.max_length, model.max_seq_length)
         return model
 
@@ -66,16 +72,24 @@ def fit(
     torchrun: str = "",  # more options of torchrun, for several machines
 ) -> tuple[SentenceTransformer, list[dict], float]:  # as `Job.run`
     "Train."
-    processes = processes or torch.cuda.device_count() or 1
+    gpus = torch.cuda.device_count()
+    processes = processes or gpus or 1
+    if gpus and processes > gpus:
+        raise InputError(f"finetune.processes = {processes}: there are {gpus} GPUs here, and each takes one process")
+    for folder in work.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").exists():  # written last: a kill came in between
+            shutil.rmtree(folder)
     if processes == 1 and not torchrun:
         return job.run(work)
     (work / "job.pickle").write_bytes(pickle.dumps(job))
     options = shlex.split(torchrun) or ["--standalone"]
     command = ["-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", "-m", "domain_embed.processes", str(work.resolve())]
     if torchrun:
-        sys.stderr.write(f"on every other machine: python {shlex.join(command)}\n")
-    quiet = os.environ | {"DOMAIN_EMBED_TERMINAL": "1", "PYTHONWARNINGS": "ignore"}
-    if subprocess.run([sys.executable, *command], check=False, env=quiet).returncode:
+        sys.stderr.write(f"\ron every other machine: python {shlex.join(command)}\n")
+    torch.cuda.empty_cache()
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {"OMP_NUM_THREADS": threads, "DOMAIN_EMBED_TERMINAL": "1", "PYTHONWARNINGS": "ignore", "DOMAIN_EMBED_PARENT": str(os.getpid())}
+    if subprocess.run([sys.executable, *command], check=False, env=os.environ | environment).returncode:
         raise RuntimeError(
             f"one of {processes} training processes failed: its traceback is above, and the same command continues from the last checkpoint"
         )
@@ -89,14 +103,24 @@ def main(
     work: Path,  # with a job
 ) -> None:
     "One process's share of the work; the first one writes down what came of it."
+    if parent := os.environ.get("DOMAIN_EMBED_PARENT"):
+        Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if world()[0]:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - one bar is enough
     model, curve, speed = pickle.loads((work / "job.pickle").read_bytes()).run(work)
     if world()[0] == 0:
         torch.save(model.state_dict(), work / "trained.pt")
         (work / "trained.json").write_text(json.dumps({"curve": curve, "speed": speed}))
     torch.distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    "End this process when the one that asked for it is gone: the next one continues from the checkpoint, and two must not write there."
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(2)
 
 
 if __name__ == "__main__" and "__file__" in globals():

@@ -48,7 +48,10 @@ def combinations(
         name, _, values = text.partition("=")
         if name not in SWEPT or not values:
             raise InputError(f"finetune.sweep: {text!r}: expected name=value,value with one of the names {', '.join(SWEPT)}")
-        tried.append([(name, _typed(name, value, parameters)) for value in values.split(",")])
+        typed = [_typed(name, value, parameters) for value in values.split(",")]
+        if len(set(typed)) < len(typed) or any(name == own[0][0] for own in tried):
+            raise InputError(f"finetune.sweep: {text!r}: {name} has a value twice, or stands there twice: nothing would be learnt from that")
+        tried.append([(name, value) for value in typed])
     return [dict(some) for some in product(*tried)]
 
 
@@ -105,8 +108,10 @@ def more_rows(
         return None
     before, after = alike[-2:]
     shares = [t.settings["row_share"] for t in (before, after)]
-    found = ttest_rel(after.scores, before.scores).confidence_interval() if (after.scores != before.scores).any() else (0.0, 0.0)
-    says = "would help" if found[0] > 0 else "would not help" if found[1] < WORTH else "may or may not help: too few validation queries to tell"
+    if (after.scores == before.scores).all():
+        return f"Whether more documents would help cannot be told: {shares[0]:.0%} and {shares[1]:.0%} of the rows gave the same results"
+    found = ttest_rel(after.scores, before.scores).confidence_interval()
+    says = "would not help" if found[1] < WORTH else "would help" if found[0] > 0 else "may or may not help: too few validation queries to tell"
     change = after.ndcg - before.ndcg
     return f"More documents {says} (from {shares[0]:.0%} to {shares[1]:.0%} of the rows: {change:+.4f} nDCG@10, {found[0]:+.4f} to {found[1]:+.4f})"
 
