@@ -110,11 +110,34 @@ def tuned(work: Path, folder: Path, variant: str, passages: int) -> dict:
         with patch.object(training, "label_batch", labels), patch.object(training, "without_dropout", dropout):
             manifest = run_finetune(run_dir=str(run_dir), **load_profile("embedded")["finetune"] | changed | {"processes": 1})
         seconds = time.monotonic() - start
-        found = search(load_model(str(run_dir / "3_finetune/model"), 256), test, work / "vectors")
+        model = shutil.copytree(run_dir / "3_finetune/model", work / folder.name / f"{variant} model", dirs_exist_ok=True)
+        found = search(load_model(str(model), 256), test, work / "vectors")
         with_words = fuse([found, search(None, test, work / "vectors")])
         scores = {"ndcg": ndcg(found, test).tolist(), "ndcg_with_bm25": ndcg(with_words, test).tolist()}
         result.write_text(json.dumps({"metrics": manifest["metrics"], "seconds": seconds, **scores}))
     return json.loads(result.read_text())
+
+
+def foreseen(work: Path, folders: list[Path], variant: str, passages: int) -> pd.DataFrame:
+    "What stage 4 would say of a variant by the run's own generated test questions, beside what people's queries say."
+    rows = []
+    for folder in folders:
+        model, run_dir = (
+            load_model(str(work / folder.name / f"{variant} model"), 256),
+            prepared(work, folder, passages)[VARIANTS[variant].get("fused", True)],
+        )
+        for name, test in (("generated test questions", read_beir(run_dir / "2_prepare/eval_beir")), ("people's queries", read_beir(folder))):
+            base, after = (ndcg(search(some, test, work / "vectors"), test) for some in (load_model("embedded", 256), model))
+            v = judge_change(after - base, documents_of(test), seed=0)
+            row = {
+                "set": folder.name,
+                "asked": name,
+                "queries": len(base),
+                "base": base.mean(),
+                "BM25": ndcg(search(None, test, work / "vectors"), test).mean(),
+            }
+            rows.append(row | {"tuned": after.mean(), "change": v.change, "low": v.low, "high": v.high, "verdict": v.verdict})
+    return pd.DataFrame(rows)
 
 
 def study(work: Path, folders: list[Path], variants: list[str], passages: int) -> pd.DataFrame:

@@ -94,6 +94,8 @@ def remarks(
             said.append(f"on {name} the tuned model lost {-change['mean']:.4f} nDCG@10: it forgot something")
         if values["search_recall"] < 1:
             said.append(f"on {name} an index was searched that finds {values['search_recall']:.1%} of what exact search does")
+    if deciding == "generated":
+        said.append("the verdict rests on generated questions, and people may ask otherwise: a BEIR folder of theirs as evaluate.test_set would tell")
     return said
 
 # %% ../nbs/40_evaluate.ipynb #6d1bb965
