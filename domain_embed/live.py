@@ -14,6 +14,7 @@ from io import BytesIO
 from IPython import get_ipython
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .runs import progress
@@ -35,6 +36,7 @@ def draw_curve(
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=colour)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         tuned = [(y, -x) for x, y in points if x]
