@@ -98,7 +98,7 @@ def fit(
     found = json.loads((work / "trained.json").read_text())
     return model, found["curve"], found["speed"]
 
-
+# %% ../nbs/35_processes.ipynb #996cbce4
 def main(
     work: Path,  # with a job
 ) -> None:

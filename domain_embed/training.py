@@ -251,7 +251,7 @@ class Collator:
             result |= {f"{kind}_{name}": value for name, value in features.items()}
         return result
 
-
+# %% ../nbs/31_training.ipynb #e60895b7
 @dataclass(frozen=True)
 class Options:
     "How training goes."
@@ -267,7 +267,7 @@ class Options:
     gradient_checkpointing: bool = False  # whether activations are computed again instead of kept
     logs: Path | None = None  # folder for TensorBoard's files
 
-
+# %% ../nbs/31_training.ipynb #a8258fee
 def train(
     model: SentenceTransformer,  # changed in place; ends as the best checkpoint
     plan: list[list[Example]],  # from `plan_batches`
