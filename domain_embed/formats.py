@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'MARKS', 'GUESSED_BYTES', 'NOT_TEXT', 'ADMONITIONS', 'DEEPEST', 'INLINE', 'FRONT_MATTER', 'MARKDOWN',
-           'HEADING_SIZE', 'MARGIN', 'BULLET', 'LEADERS', 'FIXED_WIDTH', 'TITLES', 'READERS', 'SUFFIXES', 'Block',
-           'decode', 'html_blocks', 'markdown_blocks', 'word_blocks', 'rst_blocks', 'text_blocks', 'pdf_blocks',
-           'record_blocks', 'records']
+           'HEADING_SIZE', 'MARGIN', 'BULLET', 'LEADERS', 'FIXED_WIDTH', 'TITLES', 'Block', 'decode', 'html_blocks',
+           'markdown_blocks', 'word_blocks', 'rst_blocks', 'text_blocks', 'pdf_blocks', 'record_blocks', 'records']
 
 # %% ../nbs/15_formats.ipynb #9291b038
 import io
@@ -14,7 +13,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ class Block:
     links: tuple[str, ...] = ()  # where its links lead, as written
 
 
-UNSEEN = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
+UNSEEN = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff\ufeff\ufffe\uffff]")
 MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 GUESSED_BYTES = 100_000  # enough to guess an encoding from
 
@@ -142,8 +141,8 @@ def markdown_blocks(data: bytes) -> Iterator[Block]:
         source = source[match.end() :]
         try:
             head = yaml.safe_load(match.group(1))
-        except yaml.YAMLError:
-            head = None  # not front matter then, and nothing is lost but its title
+        except (yaml.YAMLError, ValueError):  # not YAML, or a date that does not exist
+            head = None  # nothing is lost but its title
     blocks = list(html_blocks(MARKDOWN.render(source)))
     if isinstance(head, dict) and isinstance(head.get("title"), str) and not any(b.level == 1 for b in blocks):
         yield Block(head["title"], level=1)
@@ -295,19 +294,3 @@ def records(
     names = [str(next((v[k] for k in ("_id", "id", "key") if isinstance(v, dict) and v.get(k)), n)) for n, v in enumerate(values, start=1)]
     names = names if len(set(names)) == len(names) else [str(n + 1) for n in range(len(names))]
     return [(name, list(record_blocks(v))) for name, v in zip(names, values, strict=True)]
-
-# %% ../nbs/15_formats.ipynb #2f8e8727
-READERS: dict[str, Callable[[bytes], Iterator[Block]]] = {
-    ".md": markdown_blocks,
-    ".markdown": markdown_blocks,
-    ".txt": text_blocks,
-    ".text": text_blocks,
-    ".log": text_blocks,
-    ".rst": rst_blocks,
-    ".html": html_blocks,
-    ".htm": html_blocks,
-    ".xhtml": html_blocks,
-    ".pdf": pdf_blocks,
-    ".docx": word_blocks,
-}
-SUFFIXES = (*READERS, ".json", ".jsonl")

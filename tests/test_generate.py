@@ -1,5 +1,6 @@
 """Stage 1 as its user meets it: hostile documents, real formats, exactly N, review, and questions made elsewhere."""
 
+import io
 import random
 import shutil
 import zipfile
@@ -75,16 +76,22 @@ RELATIONS = """<?xml version="1.0"?><Relationships xmlns="http://schemas.openxml
 <Relationship Id="rId1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/{}" Target="{}"/></Relationships>"""
 
 
-def test_every_format_goes_in(tmp_path):
-    folder = tmp_path / "documents"
-    folder.mkdir()
-    _pdf(folder / "manual.pdf", 12)
-    with zipfile.ZipFile(folder / "lease.docx", "w") as docx:
+def word_file() -> bytes:
+    "A Word document: a heading, a sentence and a table."
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as docx:
         docx.writestr("[Content_Types].xml", TYPES)
         docx.writestr("_rels/.rels", RELATIONS.format("officeDocument", "word/document.xml"))
         docx.writestr("word/_rels/document.xml.rels", RELATIONS.format("styles", "styles.xml"))
         docx.writestr("word/styles.xml", STYLES)
         docx.writestr("word/document.xml", WORD)
+    return file.getvalue()
+
+
+def test_every_format_goes_in(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    _pdf(folder / "manual.pdf", 12)
+    (folder / "lease.docx").write_bytes(word_file())
     (folder / "notes.rst").write_text("Filters\n=======\n\nClean the filter of the pump every month, or it will clog.\n")
     (folder / "README").write_text("Plain text without a suffix that tells how to begin.\n")
     (folder / "alt.txt").write_bytes("Die Prüfung der Pumpe läuft über drei Stunden, während das Ventil geöffnet ist.".encode("latin-1"))

@@ -1,0 +1,215 @@
+"""No file can break stage 1, and no heading or text of a document is lost on the way to its passages."""
+
+import io
+import json
+import random
+import re
+import zipfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import openpyxl
+import pytest
+from conftest import run_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from pptx import Presentation
+from test_generate import word_file
+
+from domain_embed.beir import read_jsonl, read_passages
+from domain_embed.documents import cut_passages, read_corpus, token_counter
+from domain_embed.encode import load_model
+from domain_embed.formats import Block, html_blocks, markdown_blocks
+from domain_embed.reading import Document, find_files, read_files
+
+WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)
+BLOCKS = st.lists(
+    st.one_of(
+        st.builds(Block, WORDS, st.integers(1, 6)),
+        st.builds(lambda words, times: Block(" ".join([words] * times)), WORDS, st.integers(1, 60)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@cache
+def tokenizer():
+    return load_model("embedded", 256).tokenizer
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def assert_nothing_lost(blocks: list[Block], limit: int) -> None:
+    "Every heading and every text occurs in the passages, and every passage keeps within the limit."
+    ends = token_counter(tokenizer())
+    passages = cut_passages(Document("folder/document.md", tuple(blocks)), limit, ends)
+    whole = squeezed("".join(p.text for p in passages))
+    for block in blocks:
+        short = any(squeezed(block.text) in squeezed(p.title) or squeezed(block.text) in squeezed(p.text) for p in passages)
+        assert short or squeezed(block.text) in whole, (block, passages)  # what is longer than a passage goes on in the next one
+    assert all(len(ends(p.content)) <= limit for p in passages), [(len(ends(p.content)), p) for p in passages]
+
+
+@settings(max_examples=300, deadline=None)
+@given(BLOCKS, st.integers(16, 120))
+def test_every_heading_and_every_text_is_in_a_passage(blocks, limit):
+    assert_nothing_lost(blocks, limit)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.text("abcxyz", min_size=1, max_size=8), st.integers(1, 40)), min_size=1, max_size=20))
+def test_nothing_is_lost_from_markdown_and_html(parts):
+    texts = [(level, f"{word} {n} " * (1 if level else times)) for n, (level, word, times) in enumerate(parts)]
+    markdown = "\n\n".join("#" * level + " " * bool(level) + text for level, text in texts)
+    html = "".join(f"<h{level}>{text}</h{level}>" if level else f"<p>{text}" for level, text in texts)
+    for found in (list(markdown_blocks(markdown.encode())), list(html_blocks(f"<main>{html}"))):
+        assert [(b.level, b.text) for b in found] == [(level, text.strip()) for level, text in texts]
+        assert_nothing_lost(found, 48)
+
+
+def test_the_review_s_six_error_codes_keep_their_headings():
+    source = "# Pump\n\n# Error codes\n\n" + "".join(f"## E100{n}\n\nReason number {n}.\n\n" for n in range(1, 7)) + "# Reserved\n"
+    passages = cut_passages(Document("errors.md", tuple(markdown_blocks(source.encode()))), 220, token_counter(tokenizer()))
+    for heading in ("Pump", *(f"E100{n}" for n in range(1, 7)), "Reserved"):
+        assert any(heading in p.content for p in passages), heading
+
+
+# ---- fuzzing
+
+
+def _pdf() -> bytes:
+    with PdfPages(file := io.BytesIO()) as pdf:
+        for n in range(2):
+            figure = Figure(figsize=(6, 8))
+            figure.text(0.1, 0.9, f"Chapter {n}", size=18)
+            figure.text(0.1, 0.5, "The pump moves water.\nThe valve stops it.", size=10)
+            pdf.savefig(figure)
+    return file.getvalue()
+
+
+def _sheet() -> bytes:
+    book = openpyxl.Workbook()
+    for row in (["code", "meaning"], ["E17", "no water in the pump"], ["E18", "too hot"]):
+        book.active.append(row)
+    book.save(file := io.BytesIO())
+    return file.getvalue()
+
+
+def _slides() -> bytes:
+    deck = Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[1])
+    slide.shapes.title.text, slide.placeholders[1].text_frame.text = "Starting", "Open valve V3 first."
+    deck.save(file := io.BytesIO())
+    return file.getvalue()
+
+
+def _book() -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("META-INF/container.xml", '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles><rootfile full-path="p.opf"/></rootfiles></container>')  # fmt: skip
+        archive.writestr("p.opf", '<package xmlns="http://www.idpf.org/2007/opf"><manifest><item id="1" href="one.html"/></manifest><spine><itemref idref="1"/></spine></package>')  # fmt: skip
+        archive.writestr("one.html", "<h1>Pumps</h1><p>They move water.")
+    return file.getvalue()
+
+
+SEEDS = {
+    "pdf": _pdf,
+    "docx": word_file,
+    "pptx": _slides,
+    "xlsx": _sheet,
+    "epub": _book,
+    "html": lambda: b"<html><head><title>Pumps</title></head><body><h1>P-200</h1><p>It moves <b>water</b>.<table><tr><td>a<td>b</table></body>",
+    "md": lambda: b"---\ntitle: Pumps\ndate: 2024-02-28\ntags: [a, b]\n---\n\n# P-200\n\n- It moves *water*.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+    "rst": lambda: b"Pumps\n=====\n\n.. note:: Loud.\n\n.. code-block:: sh\n\n   start\n\nSee :ref:`wiring <w>`.\n",
+    "json": lambda: json.dumps([{"id": n, "subject": "Pump stops", "body": "It stops after a minute."} for n in range(3)]).encode(),
+    "jsonl": lambda: b'{"id": "a", "body": "It stops after a minute."}\n{"id": "b", "body": "It does not start at all."}\n',
+    "csv": lambda: b'id,text\n1,"It stops after a minute, and then it starts again on its own after some time, which nobody wants."\n2,x\n',
+    "eml": lambda: b"Subject: Pump\nContent-Type: multipart/alternative; boundary=b\n\n--b\nContent-Type: text/plain; charset=latin-1\n\nIt stops.\n--b--\n",
+    "txt": lambda: "Pumps\n=====\n\nSie fördern Wasser.\n".encode("utf-16"),
+}
+TOKENS = (b"<" * 500, b"[" * 3000, b"\0\xff\xfe", b"%PDF-", b"endobj", b"/Length 99999999", b"\xed\xa0\x80", b"\\ud800", b"<?xml?><!DOCTYPE a [<!ENTITY b 'c'>]>", b"PK\x05\x06", b"2024-02-30", b"9" * 5000, b"\r\n\t" * 50)  # fmt: skip
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    "Flip, cut, repeat and insert."
+    content = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(content) + 1)
+        match rng.randrange(5):
+            case 0:
+                content[at : at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                del content[at : at + rng.choice((1, 10, 200))]
+            case 2:
+                content[at:at] = content[at : at + rng.choice((5, 100))] * rng.choice((1, 50))
+            case 3:
+                content[at:at] = rng.choice(TOKENS)
+            case 4:
+                del content[max(1, at) : (len(content) if rng.random() < 0.2 else at + 3)]
+    return bytes(content)
+
+
+def mutated_file(suffix: str, data: bytes, rng: random.Random) -> bytes:
+    "A file with mutations; of an archive, often those of a member."
+    if suffix not in ("docx", "pptx", "xlsx", "epub") or rng.random() < 0.3:
+        return mutated(data, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(file := io.BytesIO(), "w") as copy:
+        chosen = rng.choice(archive.namelist())
+        for name in archive.namelist():
+            copy.writestr(name, mutated(archive.read(name), rng) if name == chosen else archive.read(name))
+    return file.getvalue()
+
+
+def write_mutations(folder: Path, number: int, seed: int) -> None:
+    rng, seeds = random.Random(seed), {suffix: make() for suffix, make in SEEDS.items()}
+    for n in range(number):
+        suffix = rng.choice(list(seeds))
+        (folder / f"{n:05}.{suffix}").write_bytes(mutated_file(suffix, seeds[suffix], rng))
+
+
+def assert_all_used_or_skipped(folder: Path, number: int, found: dict[str, str]) -> None:
+    "Every file is used or skipped with a reason; both happen often."
+    names = {name.partition("#")[0] for name in found}
+    assert len(names) == number and names == {path.name for path in folder.iterdir()}
+    reasons = Counter(re.sub(r"[\d.,]+", "#", reason) for reason in found.values())
+    print(reasons.most_common())
+    assert reasons[""] > number / 4 and len(reasons) > 5 and not any("longer than" in reason for reason in reasons)
+
+
+def test_mutated_files_are_used_or_skipped(tmp_path):
+    write_mutations(tmp_path, 200, seed=1)
+    files = find_files(tmp_path)
+    documents = read_files(files, [path.name for path in files], seconds=60)
+    assert_all_used_or_skipped(tmp_path, 200, {d.name: d.skipped for d in documents})
+
+
+@pytest.mark.slow
+def test_2000_mutated_files_through_stage_1(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    write_mutations(folder, 2000, seed=2)
+    metrics = run_here("generate", tmp_path / "run", f"generate.documents={folder}", "generate.max_passages=40", "generate.file_timeout=60")["metrics"]
+    found = {row["document"]: row["skipped"] for row in read_jsonl(tmp_path / "run/1_generate/documents.jsonl")}
+    assert_all_used_or_skipped(folder, 2000, found)
+    assert sum(row["files"] for row in metrics["skipped"]) == metrics["skipped_documents"] == sum(map(bool, found.values()))
+    assert len(read_passages(tmp_path / "run/1_generate/passages.jsonl")) == metrics["passages"]
+
+
+def test_versions_of_a_manual_are_kept_and_boilerplate_is_reported(tmp_path):
+    sections = "".join(f"## Step {n}\n\nTurn screw {n} by {n + 3} degrees and wait.\n\n" for n in range(20))
+    for version in range(5):
+        (tmp_path / f"manual-{version}.md").write_text(f"# Manual {version}\n\nThis is version {version}.\n\n{sections}")
+    for n in range(10):
+        (tmp_path / f"note-{n}.md").write_text(f"# Note {n}\n\nPump {n} was repaired by team {n} in room {n}.\n\nAll rights reserved by Pumps Ltd.\n")
+    corpus = read_corpus(tmp_path, tokenizer(), 120)
+    for version in range(5):
+        own = " ".join(p.text for p in corpus.passages if p.document == f"manual-{version}.md")
+        assert all(f"screw {n} by" in own for n in range(20)), version
+    assert sum("All rights reserved" in p.text for p in corpus.passages) == 1
+    assert corpus.boilerplate == [{"text": "All rights reserved by Pumps Ltd.", "documents": 10, "removed": 9, "kept_in": "note-0.md"}]
+    assert {row["document"] for row in corpus.documents if row["passages"]} == {path.name for path in tmp_path.iterdir()}
