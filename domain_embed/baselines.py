@@ -8,7 +8,7 @@ __all__ = ['DEPTH', 'TIMED', 'Searched', 'shortened', 'search_source', 'fuse', '
 # %% ../nbs/41_baselines.ipynb #970e68b8
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,11 +113,11 @@ def search_rows(
     cache: Path,  # folder of vectors
     depth: int,  # passages that a reranker reads
     max_length: int,  # tokens of query and passage that it reads
-    trust_remote_code: bool = False,
+    trusted: Collection[str] = (),  # names of rerankers whose own code may run
 ) -> dict[str, Searched]:  # by the row's name
     "What every row finds."
     once = functools.cache(lambda source: search_source(source, test, encoder(source), cache))
-    reader = functools.cache(lambda name: load_reader(name, max_length, trust_remote_code))
+    reader = functools.cache(lambda name: load_reader(name, max_length, name in trusted))
     found = {}
     for row in rows:
         own = fuse([once(s) for s in row.sources]) if len(row.sources) > 1 else once(row.sources[0])

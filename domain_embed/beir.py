@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Qrels', 'read_jsonl', 'write_jsonl', 'Passage', 'Question', 'write_passages', 'read_passages', 'write_questions',
-           'read_questions', 'RetrievalSet', 'write_beir', 'read_qrels', 'read_beir']
+           'read_questions', 'RetrievalSet', 'write_beir', 'read_qrels', 'read_beir', 'units']
 
 # %% ../nbs/01_beir.ipynb #0052112c
 import json
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,9 +28,13 @@ def read_jsonl(
                 continue
             try:
                 value = json.loads(line)
+                if b"\\ud" in line.lower():  # half of a character, perhaps, which no UTF-8 file can hold
+                    value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
             except ValueError as error:  # not JSON, or not UTF-8
                 reason = getattr(error, "msg", None) or error.reason
                 raise InputError(f"{path}:{number}: not JSON ({reason}): one object a line is expected") from None
+            except RecursionError:
+                raise InputError(f"{path}:{number}: JSON that is nested too deeply: one flat object a line is expected") from None
             missing = [key for key in required if not isinstance(value, dict) or key not in value]
             if missing:
                 raise InputError(f"{path}:{number}: no {missing[0]!r} in this line: {', '.join(required)} are expected")
@@ -74,6 +80,7 @@ class Question:
     reasoning: str = ""  # "factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"
     complexity: int = 0  # 1, simple, to 5; 0: unknown
     scores: dict[str, int] = field(default_factory=dict)  # the judge's, 1 to 10: "relevance", … , "overall"
+    round_trip: bool | None = None  # whether the base model or BM25 finds all its passages; None: not tried
 
 
 def write_passages(
@@ -86,19 +93,33 @@ def write_passages(
     return write_jsonl(path, rows)
 
 
+def _id(value: object, path: str | Path) -> str:
+    "An id as text. Raises `InputError` if a file of judgements could not hold it."
+    text = str(value)
+    if not text or re.search(r"[\t\r\n]", text):
+        raise InputError(f"{path}: the _id {value!r} is empty or holds a tab or a line end, so no qrels file can name it: rename it")
+    return text
+
+
+def _text(row: dict, path: str | Path) -> str:
+    "The text of a passage or query."
+    if not isinstance(row["text"], str):
+        raise InputError(f"{path}: the text of {row['_id']!r} is {row['text']!r}: a string is expected")
+    return row["text"]
+
+
 def read_passages(
     path: str | Path,  # corpus.jsonl
 ) -> list[Passage]:
     "Read a BEIR corpus; without metadata, a passage is its own document."
     passages = []
     for row in read_jsonl(path, required=("_id", "text")):
-        metadata, text = row.get("metadata"), row["text"]
-        metadata = metadata if isinstance(metadata, dict) else {}
-        if not isinstance(text, str):
-            raise InputError(f"{path}: the text of {row['_id']!r} is {text!r}: a string is expected")
-        known = {k: str(metadata[k]) for k in ("group", "language") if metadata.get(k)}
-        links = tuple(map(str, metadata.get("links") or ()))
-        passages.append(Passage(str(row["_id"]), str(metadata.get("document") or row["_id"]), row.get("title") or "", text, **known, links=links))
+        known = row["metadata"] if isinstance(row.get("metadata"), dict) else {}
+        own = _id(row["_id"], path)
+        document, group, language = str(known.get("document") or own), str(known.get("group") or ""), str(known.get("language") or "")
+        language = language if re.fullmatch("[a-z]{2,3}", language) else ""  # it names files of prompts
+        links = tuple(map(str, known.get("links") or ()))
+        passages.append(Passage(own, document, str(row.get("title") or ""), _text(row, path), group, language, links))
     seen = {p.id for p in passages}
     if len(seen) < len(passages):
         raise InputError(f"{path}: {len(passages) - len(seen)} passages share an _id with another: every _id must be unique")
@@ -130,6 +151,12 @@ class RetrievalSet:
     passages: list[Passage]
     queries: dict[str, str]  # query id → text, only of queries that are judged
     qrels: Qrels
+    about: dict[str, dict] = field(default_factory=dict)  # query id → what is known of it: "kind", "document", "cluster", "round_trip"
+
+    @property
+    def documents_known(self) -> bool:
+        "Whether the corpus says which passages belong to one document."
+        return any(p.document != p.id for p in self.passages)
 
 
 def write_beir(
@@ -137,12 +164,17 @@ def write_beir(
     passages: Sequence[Passage],
     questions: Iterable[Question],
     splits: dict[str, list[str]],  # split → ids of its questions
+    clusters: dict[str, str] | None = None,  # document → the documents that it is kept together with, by any name
 ) -> Path:  # `folder`
     "Write a BEIR folder."
     folder, by_id = Path(folder), {q.id: q for q in questions}
     write_passages(folder / "corpus.jsonl", passages)
-    rows = ({"_id": q.id, "text": q.text, "metadata": {"kind": q.kind, "document": q.document}} for q in by_id.values())
-    write_jsonl(folder / "queries.jsonl", rows)
+
+    def about(q: Question) -> dict:
+        known = {"kind": q.kind, "document": q.document, "cluster": (clusters or {}).get(q.document), "round_trip": q.round_trip}
+        return {name: value for name, value in known.items() if value is not None}
+
+    write_jsonl(folder / "queries.jsonl", ({"_id": q.id, "text": q.text, "metadata": about(q)} for q in by_id.values()))
     for split, ids in splits.items():
         lines = [f"{i}\t{p}\t1\n" for i in ids for p in by_id[i].positives]
         write_atomic(folder / "qrels" / f"{split}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
@@ -154,7 +186,7 @@ def read_qrels(
 ) -> Qrels:
     "Read judgements."
     qrels: Qrels = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):  # splitlines would cut at U+2028 too
         if number == 1 or not line.strip():
             continue
         try:
@@ -176,11 +208,47 @@ def read_beir(
         if not path.is_file():
             raise InputError(f"{path} is missing: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
     passages, qrels = read_passages(files[0]), read_qrels(files[2])
-    queries = {str(q["_id"]): q["text"] for q in read_jsonl(files[1], required=("_id", "text")) if str(q["_id"]) in qrels}
+    rows = {_id(row["_id"], files[1]): row for row in read_jsonl(files[1], required=("_id", "text"))}
+    queries = {query: _text(row, files[1]) for query, row in rows.items() if query in qrels}
     if not qrels:
         raise InputError(f"{files[2]} has no judgements: one line for each query and passage that answers it is expected")
     if missing := qrels.keys() - queries.keys():
         raise InputError(f"{files[2]}: query {min(missing)!r} is judged but is not in {files[1]}")
     if missing := {p for judged in qrels.values() for p in judged} - {p.id for p in passages}:
         raise InputError(f"{files[2]}: passage {min(missing)!r} is judged but is not in {files[0]}")
-    return RetrievalSet(passages, queries, qrels)
+    about = {query: rows[query]["metadata"] for query in queries if isinstance(rows[query].get("metadata"), dict)}
+    return RetrievalSet(passages, queries, qrels, about)
+
+# %% ../nbs/01_beir.ipynb #9fbba144
+def _ties(passages: Sequence[Passage], questions: Sequence[Question]) -> Counter[tuple[str, str]]:
+    "Count how often two documents are tied, by a near duplicate or by a question."
+    document = {p.id: p.document for p in passages}
+    twins: defaultdict[str, set[str]] = defaultdict(set)
+    for p in passages:
+        twins[p.group or p.id].add(p.document)
+    together = [*twins.values(), *({document[p] for p in q.positives} for q in questions)]
+    return Counter(pair for names in together for ordered in [sorted(names)] for pair in zip(ordered, ordered[1:], strict=False))
+
+
+def units(
+    passages: Sequence[Passage],
+    questions: Sequence[Question],
+    groups: dict[str, str],  # document → the user's group; may be empty
+    largest: float,  # questions in a unit that ties have made
+) -> dict[str, str]:  # document → its unit, named by one of its documents
+    "Group documents that should not be separated."
+    first: dict[str, str] = {}
+    head = {d: first.setdefault(groups[d], d) if d in groups else d for d in sorted({p.document for p in passages})}
+    size = Counter(head[q.document] for q in questions)
+
+    def root(document: str) -> str:
+        while head[document] != document:
+            document = head[document]
+        return document
+
+    for (one, other), _count in sorted(_ties(passages, questions).items(), key=lambda tie: (-tie[1], tie[0])):
+        a, b = root(one), root(other)
+        if a != b and size[a] + size[b] <= largest:
+            head[max(a, b)] = min(a, b)
+            size[min(a, b)] = size[a] + size[b]
+    return {d: root(d) for d in head}

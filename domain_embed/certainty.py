@@ -25,29 +25,54 @@ def _by_cluster(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
     return np.stack([np.bincount(at, np.asarray(values, dtype=np.float64)), np.bincount(at)], axis=1)
 
 
+@dataclass(frozen=True)
+class _Jackknife:
+    "The mean without each document in turn."
+
+    error: float  # of the mean
+    skewness: float  # of the documents' influences
+    documents: int
+    effective: float  # documents of equal size that are worth as much
+
+    @property
+    def freedom(self) -> float:
+        return max(1.0, self.effective - 1)
+
+
+def _jackknife(values: np.ndarray, clusters: Sequence[str]) -> _Jackknife | None:
+    "None for a single document."
+    sums, sizes = _by_cluster(values, clusters).T
+    count = len(sums)
+    if count < 2:
+        return None
+    influence = np.mean(values) - (sums.sum() - sums) / (sizes.sum() - sizes)
+    error = np.sqrt((count - 1) / count * (influence**2).sum())
+    centred = influence - influence.mean()
+    skewness = (centred**3).mean() / max((centred**2).mean() ** 1.5, 1e-30)
+    return _Jackknife(float(error), float(skewness), count, float(sizes.sum() ** 2 / (sizes**2).sum()))
+
+
 def standard_error(
     values: np.ndarray,  # (queries,): a metric, or a difference of two
     clusters: Sequence[str],  # (queries,): their documents
 ) -> float | None:  # None: cannot be told from a single document
     "The jackknife's error of the mean, documents left out in turn."
-    sums, sizes = _by_cluster(values, clusters).T
-    if len(sums) < 2:
-        return None
-    without = (sums.sum() - sums) / (sizes.sum() - sizes)
-    return float(np.sqrt((len(sums) - 1) / len(sums) * ((without - np.mean(values)) ** 2).sum()))
+    found = _jackknife(values, clusters)
+    return found and found.error
 
-
+# %% ../nbs/43_certainty.ipynb #c05bbd08
 def interval(
     values: np.ndarray,  # (queries,)
     clusters: Sequence[str],  # (queries,): their documents
     level: float = 0.95,
 ) -> tuple[float, float]:  # within −1 and 1
     "The interval of the mean over other documents."
-    error = standard_error(values, clusters)
-    if error is None:
+    found = _jackknife(values, clusters)
+    if found is None:
         return -1.0, 1.0
-    reach = float(stats.t.ppf((1 + level) / 2, len(set(clusters)) - 1)) * error
-    return max(-1.0, float(np.mean(values)) - reach), min(1.0, float(np.mean(values)) + reach)
+    t, mean = float(stats.t.ppf((1 + level) / 2, found.freedom)), float(np.mean(values))
+    longer = found.error * found.skewness * (1 + 2 * t**2) / (6 * found.documents**0.5)
+    return max(-1.0, mean - t * found.error + min(0.0, longer)), min(1.0, mean + t * found.error + max(0.0, longer))
 
 # %% ../nbs/43_certainty.ipynb #015009a1
 def randomisation_p(
@@ -82,8 +107,8 @@ def smallest_shown(
     clusters: Sequence[str],
 ) -> float | None:  # None: cannot be told from a single document
     "The smallest mean change that a test set like this shows with 80% probability."
-    error, freedom = standard_error(change, clusters), len(set(clusters)) - 1
-    return None if error is None else float((stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error)
+    found = _jackknife(change, clusters)
+    return None if found is None else float((stats.t.ppf(0.975, found.freedom) + stats.t.ppf(0.8, found.freedom)) * found.error)
 
 
 def times_needed(
@@ -136,8 +161,10 @@ def judge_change(
         verdict, reason = UNKNOWN, f"the queries are about {documents} documents, and nothing can be told of others from fewer than {LEAST}"
     elif high < worth:
         verdict, reason = KEEP, f"{said} lies below the {worth} that would be worth it"
+    elif low > 0 and mean < worth:
+        verdict, reason = UNKNOWN, f"{said} lies above zero, but its mean {mean:+.4f} is less than the {worth} that would be worth it; {more}"
     elif low > 0 and p <= 0.05:
-        verdict, reason = SHIP, f"{said} lies above zero"
+        verdict, reason = SHIP, f"{said} lies above zero, and its mean {mean:+.4f} is worth it"
     elif low > 0:
         verdict, reason = UNKNOWN, f"{said} lies above zero, but the randomisation test has p = {p:.2f}; {more}"
     else:

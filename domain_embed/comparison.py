@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def open_encoder(
     base: SentenceTransformer,
     tuned: SentenceTransformer,
     max_length: int,  # tokens of a text that another model reads
-    trust_remote_code: bool,
+    trusted: Collection[str],  # names of models whose own code may run
     key_variable: str,  # environment variable that holds an endpoint's API key
 ) -> Encoder | None:  # None for BM25, which has no vectors
     "What makes a source's vectors."
@@ -165,6 +165,6 @@ def open_encoder(
             return (
                 graph_encoder(name)
                 if name.endswith(".onnx")
-                else local_encoder(load_model(name, max_length, *(prompts or ("", "")), trust_remote_code))
+                else local_encoder(load_model(name, max_length, *(prompts or ("", "")), trust_remote_code=name in trusted))
             )
     raise AssertionError(source)

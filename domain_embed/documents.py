@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_CHARACTERS', 'Ends', 'UNKNOWN', 'LOOKAHEAD', 'TITLE_FRACTION', 'languages', 'language_of', 'token_counter',
-           'sentences', 'split_long', 'cut_passages', 'Corpus', 'read_corpus', 'skipped_by_type']
+           'sentences', 'split_long', 'cut_passages', 'is_corpus', 'Corpus', 'read_corpus', 'skipped_by_type']
 
 # %% ../nbs/11_documents.ipynb #f15cd00e
 import posixpath
@@ -239,8 +239,13 @@ def _targets(links: Sequence[str], document: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for p in paths if p != document and not p.startswith("..")))
 
 # %% ../nbs/11_documents.ipynb #4a00ccdc
-def _is_beir(path: Path) -> bool:
-    "Whether a .jsonl file is a BEIR corpus: its first line has an _id and a text."
+def is_corpus(
+    path: str | Path,  # as `read_corpus`
+) -> bool:
+    "Whether a path is a BEIR corpus, which is passages already: a `corpus.jsonl`, its folder, or a .jsonl file whose first line has an _id and a text."
+    path = Path(path) / "corpus.jsonl" if Path(path).is_dir() else Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
     with path.open("rb") as file:
         head = file.readline(1_000_000)
     return path.name == "corpus.jsonl" or (b'"_id"' in head and b'"text"' in head)
@@ -265,10 +270,10 @@ def read_corpus(
 ) -> Corpus:
     "Read passages from whatever the user has. Raises `InputError` if there is no text at all."
     path, ends = Path(path), token_counter(tokenizer)
-    corpus = path / "corpus.jsonl" if path.is_dir() else path
     documents: list[Document] = []
     boilerplate: list[dict] = []
-    if corpus.suffix == ".jsonl" and corpus.is_file() and _is_beir(corpus):
+    if is_corpus(path):
+        corpus = path / "corpus.jsonl" if path.is_dir() else path
         passages = [replace(p, language=p.language or language_of(p.content)) for p in read_passages(corpus) if p.text.strip()]
     else:
         root = path if path.is_dir() else path.parent

@@ -8,6 +8,7 @@ __all__ = ['SHARES', 'best_share', 'merge_best', 'draw_shares']
 # %% ../nbs/32_merging.ipynb #28fbec83
 from collections.abc import Callable
 
+import torch
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
@@ -28,11 +29,12 @@ def merge_best(
     base: SentenceTransformer,
     tuned: SentenceTransformer,  # tuned from it
     score: Callable[[SentenceTransformer], float],  # validation nDCG@10
-    ends: dict[float, float],  # what 0, the base model, and 1, the tuned one, score
+    before: float,  # what the base model scores
+    precision: torch.dtype,  # in which the result is measured, kept and saved
 ) -> tuple[SentenceTransformer, dict[float, float]]:  # the best model, and what every share scores
     "The best model between two."
-    found = dict(sorted((ends | {share: score(merged(base, tuned, share)) for share in SHARES}).items()))
-    return merged(base, tuned, best_share(found)), found
+    found = {0.0: before} | {share: score(merged(base, tuned, share, precision)) for share in (*SHARES, 1.0)}
+    return merged(base, tuned, best_share(found), precision), found
 
 # %% ../nbs/32_merging.ipynb #1e49e37a
 def draw_shares(

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .mining import ABOVE, KEPT, POSITIVE, RANDOM, UNUSED, VERDICTS, Window, judge
+from .runs import literal
 
 # %% ../nbs/27_pictures.ipynb #7a662148
 EDGES = np.array([-np.inf, *np.linspace(0.5, 1.3, 41), np.inf])  # of the bars; the first and the last hold all that is beyond
@@ -137,7 +138,7 @@ def draw_queries(
     axes.scatter(share[y, column], y, s=30, marker="D", color=STYLE["positive"][0], label="positive")
     axes.axvline(max_positive_fraction, color="black", linestyle="--")
     axes.set(xlabel="share of the lowest positive's score", xlim=(EDGES[1] - 0.02, EDGES[-2] + 0.02), ylim=(len(which) - 0.5, -0.5))
-    axes.set_yticks(range(len(which)), [name if len(name) <= 48 else name[:47] + "…" for name in names], fontsize=8)
+    axes.set_yticks(range(len(which)), [literal(name if len(name) <= 48 else name[:47] + "…") for name in names], fontsize=8)
     _finish(axes, "Candidates of single questions", 5)
 
 

@@ -183,7 +183,8 @@ def parser() -> argparse.ArgumentParser:
         if name in ("run", "generate"):
             command.add_argument("--documents", metavar="PATH", help="folder of documents (Markdown, HTML, PDF, Word, …), or a BEIR corpus.jsonl")
         if name == "generate":
-            command.add_argument("--estimate", action="store_true", help="say what it will cost, from a few requests, and stop")
+            command.add_argument("--estimate", action="store_true", help="say what it will cost, from a few requests, and stop; --estimate=offline: without any")
+            command.add_argument("--estimate-offline", action="store_true", help=argparse.SUPPRESS)  # argparse would take the run folder for an optional value
         command.add_argument("--profile", metavar="NAME", help="a profile's name or a .yaml file (default: as RUN_DIR was run before, else embedded)")
         command.add_argument("--set", metavar="STAGE.NAME=VALUE", action="append", default=[], help="change one parameter; may be repeated")
         if name == "finetune":
@@ -230,8 +231,8 @@ def run_command(options: argparse.Namespace) -> None:
         from domain_embed.sweep import combinations  # brings SciPy
 
         combinations(sweep, settings["finetune"])
-    if getattr(options, "estimate", False):
-        _estimate(run_dir, settings["generate"])
+    if getattr(options, "estimate", "") or getattr(options, "estimate_offline", False):
+        _estimate(run_dir, settings["generate"], options.estimate_offline)
         return
     stages = STAGES[1 if pairs else 0 : 5] if options.command == "run" else (options.command,)
     for stage in stages:
@@ -248,16 +249,17 @@ def run_command(options: argparse.Namespace) -> None:
         _serve(run_dir, settings["deploy"], options.host, options.port)
 
 
-def _estimate(run_dir: Path, values: dict[str, Any]) -> None:
+def _estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> None:
     "Say what questions will cost."
-    from domain_embed.generate import estimate_generate  # brings PyTorch
+    from domain_embed.generate import Settings, estimate_generate, estimate_offline  # brings PyTorch
 
-    for who, f in zip(("generator", "judge"), estimate_generate(run_dir=str(run_dir), **values), strict=True):
+    estimate = estimate_offline if offline else estimate_generate
+    for who, f in zip(("generator", "judge"), estimate(Settings(run_dir=str(run_dir), **values)), strict=True):
         if f:
-            _say(
-                f"{who:10}{f.requests} requests ({f.known} answered already), {f.tokens_in:,} tokens in, {f.tokens_out:,} out, "
-                f"costs {f.money:.2f}, takes {f.seconds / 60:.0f} min"
-            )
+            time_needed = "how long it takes is not known without a request" if f.seconds is None else f"takes {f.seconds / 60:.0f} min"
+            _say(f"{who:10}{f.requests:,} requests ({f.known} answered already), {f.tokens_in:,} tokens in, {f.tokens_out:,} out, costs {f.money:.2f}, {time_needed}")
+    if offline:
+        _say("estimated from token counts: a model that reasons before it answers writes more; --estimate without =offline sends a few requests")
 
 
 def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:
@@ -274,7 +276,8 @@ def main(
     arguments: list[str] | None = None,  # the command line's by default
 ) -> int:  # exit status
     "The command `domain-embed`."
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(["--estimate-offline" if word == "--estimate=offline" else word for word in given])
     try:
         run_command(options)
     except (InputError, OSError) as error:

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['INTERVAL', 'CHOICES', 'URL', 'Parameter', 'read_parameters', 'stage_notebook', 'stage_parameters', 'check_parameters',
-           'find_profile', 'load_profile', 'override']
+           'StageSettings', 'find_profile', 'load_profile', 'override']
 
 # %% ../nbs/05_profiles.ipynb #6a924f5b
 import ast
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -125,6 +125,22 @@ def check_parameters(
         if problem := known[name].problem(value):
             shown = "" if known[name].kind in ("url", "variable") else f" = {value!r}"
             raise InputError(f"{where}: {stage}.{name}{shown} {problem} ({known[name].help})")
+
+# %% ../nbs/05_profiles.ipynb #a1435123
+class StageSettings:
+    "What the stages' dataclasses of parameters have in common."
+
+    @classmethod
+    def read(
+        cls,
+        values: dict[str, Any],  # e.g. a notebook's `globals()`; names that are no parameter are ignored
+    ) -> Self:
+        "Take the fields from variables of the same names."
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    def parameters(self) -> dict[str, Any]:  # {parameter: value}, `run_dir` included
+        "The values as a dictionary."
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 # %% ../nbs/05_profiles.ipynb #52cca0e6
 def _number(parameter: Parameter, value: Any) -> Any:

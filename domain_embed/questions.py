@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Prompts', 'MULTI_HOP', 'REASONING', 'ITEM', 'TEMPERATURE', 'SHOWN_BYTES', 'PILOT', 'prompt_files', 'load_prompts',
-           'fill', 'draw_kinds', 'Asked', 'Way', 'response_format', 'chat', 'mark_of', 'told', 'read_objects',
-           'reply_problem', 'shown', 'plan', 'collect', 'question_id', 'find_way', 'read_queries']
+           'fill', 'draw_kinds', 'Asked', 'Way', 'schema_object', 'response_format', 'chat', 'mark_of', 'told',
+           'read_objects', 'reply_problem', 'shown', 'plan', 'collect', 'question_id', 'find_way', 'read_queries']
 
 # %% ../nbs/13_questions.ipynb #a6aa096a
 import json
@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import yaml
 
 from .beir import Passage, Question, read_jsonl
@@ -77,19 +78,11 @@ def draw_kinds(
     number: int,  # kinds wanted
     seed: object,
 ) -> list[str]:
-    "Kinds of questions for one passage."
-    kinds: list[str] = []
-    left: dict[str, float] = {}
-    for n in range(number):
-        left = left or {kind: share for kind, share in shares.items() if share > 0}
-        point, total = draw(seed, n) * sum(left.values()), 0.0
-        for kind, share in left.items():
-            total += share
-            if point < total:
-                kinds.append(kind)
-                break
-        left.pop(kinds[-1])
-    return kinds
+    "Kinds of questions for one passage, in the given shares."
+    kinds = [kind for kind, share in shares.items() if share > 0]
+    ends = np.cumsum([shares[kind] for kind in kinds])
+    points = (draw(seed) + np.arange(number)) / number * ends[-1]
+    return [kinds[n] for n in np.searchsorted(ends, points, side="right")]
 
 # %% ../nbs/13_questions.ipynb #82e5a96f
 REASONING = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
@@ -122,7 +115,9 @@ class Way:
     queries: tuple[str, ...] = ()  # of real users
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def schema_object(
+    properties: dict[str, Any],  # name → its schema
+) -> dict[str, Any]:
     "A JSON schema of an object with these properties and no others."
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
@@ -131,7 +126,7 @@ def response_format(style: str, name: str, properties: dict[str, Any]) -> dict[s
     "The part of a request's body that names the reply's shape."
     if style != "json_schema":
         return {}
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": _object(properties), "strict": True}}}
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema_object(properties), "strict": True}}}
 
 
 def chat(system: str, user: str, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
@@ -183,7 +178,7 @@ def told(
         0.7,
         seed,
     )
-    shape = {f"query_{n}": _object({"kind": {"type": "string", "enum": [kind]}} | ITEM) for n, kind in enumerate(kinds, start=1)}
+    shape = {f"query_{n}": schema_object({"kind": {"type": "string", "enum": [kind]}} | ITEM) for n, kind in enumerate(kinds, start=1)}
     return Asked(passages, kinds, Job([body | response_format(way.style, "queries", shape)], problem=reply_problem))
 
 # %% ../nbs/13_questions.ipynb #dda17688
@@ -196,10 +191,10 @@ def read_objects(
     while (at := text.find("{", at)) >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-        except ValueError:
+            found += _holders(value, key)
+        except (ValueError, RecursionError):  # no JSON, or brackets nested a thousand deep
             at += 1
             continue
-        found += _holders(value, key)
         at = end
     return found
 
@@ -270,6 +265,8 @@ def plan(
         together = [related.passages[n] for n in related.together(row, seed)] if hops else []
         if len(together) > 1:
             asked.append(told(together, hops, [], way, seed))
+        elif alone := {kind: share for kind, share in shares.items() if kind != MULTI_HOP}:  # no partner: as many questions of other kinds
+            single += draw_kinds(alone, len(hops), seed)
         if single:
             asked.append(told([p], single, related.steering(row), way, seed))
     return asked

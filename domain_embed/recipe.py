@@ -36,6 +36,7 @@ def _pair(question: Question, chunks: dict[str, tuple[int, Passage]]) -> dict[st
         "hop_count": len(segments),
         "hop_contexts": hops if several else [],
         "kind": question.kind,
+        "round_trip": question.round_trip,
     }
 
 
@@ -97,11 +98,12 @@ def read_generated(
                 left_out["judged below the threshold"] += 1
             else:
                 kind = str(pair.get("kind") or (pair.get("query_type") if len(positives) == 1 else "") or "multi_hop")
-                more = (str(pair.get("answer") or ""), str(pair.get("reasoning_type") or ""), int(pair.get("question_complexity") or 0), given)
+                answer, reasoning, complexity = pair.get("answer") or "", pair.get("reasoning_type") or "", int(pair.get("question_complexity") or 0)
+                round_trip = pair.get("round_trip") if isinstance(pair.get("round_trip"), bool) else None
                 text = " ".join(pair["question"].split())
                 name = f"r{hashlib.sha256(chr(0).join([text, *positives]).encode()).hexdigest()[:12]}"  # its own, wherever in the file it stands
-                question = Question(name, text, kind, positives, passages[positives[0]].document, *more)
-                questions[question.id] = question
+                document = passages[positives[0]].document
+                questions[name] = Question(name, text, kind, positives, document, str(answer), str(reasoning), complexity, given, round_trip)
     if not questions:
         raise InputError(f"{path} has no question that can be used ({dict(left_out)}): each needs a text and segment_ids of its record's chunks")
     return list(passages.values()), list(questions.values()), dict(left_out)
@@ -116,6 +118,7 @@ class TrainingRow:
     positive: str  # passage id
     negatives: list[tuple[str, float]]  # passage id, similarity to the query; highest first
     masked: list[str] = field(default_factory=list)  # passage ids that answer it too, or may: no loss should take them for negatives
+    question: str = ""  # id of the question that it was unrolled from
 
 
 def write_training(
@@ -132,6 +135,7 @@ def write_training(
     data = [
         {
             "question_id": r.id,
+            "unrolled_from": r.question,
             "question": r.query,
             "corpus_id": corpus_id,
             "pos_doc": [{"id": r.positive}],
@@ -158,5 +162,6 @@ def read_training(
         for number, positive in enumerate(entry["pos_doc"]):
             row_id = f"{entry['question_id']}_{number}" if several else entry["question_id"]
             others = [p["id"] for p in (*entry["pos_doc"], *entry.get("masked_doc", ())) if p["id"] != positive["id"]]
-            rows.append(TrainingRow(row_id, entry["question"], positive["id"], negatives, others))
+            question = entry.get("unrolled_from") or entry["question_id"]
+            rows.append(TrainingRow(row_id, entry["question"], positive["id"], negatives, others, question))
     return rows, texts

@@ -25,16 +25,18 @@ def headline(
     match manifest["stage"]:
         case "generate":
             skipped = f"; {m['skipped_documents']} documents skipped, see 1_generate/documents.jsonl" if m["skipped_documents"] else ""
-            return f"{m['funnel']['kept']} questions kept of {m['funnel']['written']} written about {m['asked_passages']} of {m['passages']} passages{skipped}"
+            return f"{m['funnel']['kept']} questions kept of {m['funnel']['written']} written about {m['asked_passages']} of {m['passages']} passages{skipped}{_cut(m)}"
         case "prepare":
             q = m["questions"]
-            return f"{q['train']} training, {q['dev']} validation and {q['test']} test questions; {m['training_rows']} rows, {m['candidates']['kept']} hard negatives"
+            return f"{q['train']} training, {q['dev']} validation and {q['test']} test questions; {m['training_rows']} rows, {m['candidates']['kept']} hard negatives{_cut(m)}"
         case "finetune":
             before, after = m["val_ndcg@10_base"], m["val_ndcg@10_best"]
+            if before is None:
+                return f"{m['steps']} steps of {m['batch_size']} rows; no validation: the last checkpoint is kept{_cut(m)}"
             kept = f"{m['merge_share']:.0%} of the way to the tuned model kept" if m["merge_share"] else "nothing beats the base model, which is kept"
             best = f", {', '.join(f'{n} {v:g}' for n, v in m['kept_settings'].items())} of {len(m['tried'])} tried" if m["kept_settings"] else ""
             more = f"; {m['more_documents']}" if m["more_documents"] else ""
-            return f"{m['steps']} steps of {m['batch_size']} rows{best}; validation nDCG@10 {before:.4f} → {after:.4f}; {kept}{more}"
+            return f"{m['steps']} steps of {m['batch_size']} rows{best}; validation nDCG@10 {before:.4f} → {after:.4f}; {kept}{more}{_cut(m)}"
         case "evaluate":
             name, verdict = deciding(m)
             sets = "; ".join(f"{name} queries: nDCG@10 {_change(values)}" for name, values in m["sets"].items())
@@ -48,6 +50,12 @@ def headline(
         case "deploy":
             return f"/v1/embeddings gives nDCG@10 {m['ndcg@10']:.4f} on the {m['set']} queries, {m['ndcg@10_change']:+.4f} against the evaluated model; lowest cosine {m['cosine_min']:.6f}"
     raise ValueError(manifest["stage"])
+
+
+def _cut(metrics: dict) -> str:
+    "What the model does not read, where that is more than a hundredth."
+    shares = {kind: metrics.get(f"{kind}_cut", 0.0) for kind in ("passages", "questions")}
+    return "".join(f"; {share:.0%} of the {kind} are cut at the longest input" for kind, share in shares.items() if share > 0.01)
 
 
 SHIP = "ship"  # as `certainty` says it; reading a manifest needs none of its statistics
@@ -154,6 +162,9 @@ by a language model about documents held out of training; human queries come fro
 <h2>{{ loop.index }}. {{ m.stage }}</h2>
 <p class="big">{{ headline(m) }}</p>
 {% if stale[m.stage] %}<p><strong>Out of date:</strong> {{ stale[m.stage] }}. Run it again.</p>{% endif %}
+{% if m.stage == "generate" and m.metrics.skipped %}<details><summary>{{ m.metrics.skipped_documents }} documents were skipped</summary><div class="wide"><table><tr><th>type</th><th>reason</th><th class="n">files</th></tr>
+{% for row in m.metrics.skipped %}<tr><td>{{ row.type }}</td><td>{{ row.reason }}</td><td class="n">{{ row.files }}</td></tr>{% endfor %}</table></div></details>{% endif %}
+{% if m.stage == "finetune" %}<details><summary>Memory</summary><div class="wide"><table>{% for k, v in m.metrics.memory.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>{% endfor %}</table></div></details>{% endif %}
 {% if m.stage == "export" %}<div class="wide"><table><tr><th>graph</th><th class="n">MB</th><th class="n">cosine to PyTorch, mean</th><th class="n">lowest</th><th class="n">nDCG@10</th><th class="n">change</th></tr>
 {% for graph, p in m.metrics.parity.items() %}<tr><td>{{ graph }}</td><td class="n">{{ "%.1f" | format(p.megabytes) }}</td><td class="n">{{ "%.6f" | format(p.cosine_mean) }}</td><td class="n">{{ "%.6f" | format(p.cosine_min) }}</td>
 <td class="n">{{ "%.4f" | format(p["ndcg@10"]) }}</td><td class="n">{{ "%+.4f" | format(p["ndcg@10_change"]) }}</td></tr>{% endfor %}</table></div>{% endif %}

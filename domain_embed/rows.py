@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .beir import Question
-from .mining import ABOVE, CHECKED, FREE, KEPT, NEIGHBOUR, RANDOM, UNUSED, VERDICTS, Window
+from .mining import ABOVE, FREE, KEPT, OUTSIDE, RANDOM, UNUSED, VERDICTS, Window
 from .recipe import TrainingRow
 
 # %% ../nbs/28_rows.ipynb #1ab7b083
@@ -78,15 +78,15 @@ def training_rows(
     masked: Sequence[dict[int, int]],  # from `masked_rows`
     promote: float = 0.0,  # share of the lowest positive's score; 0: nothing is promoted
 ) -> list[TrainingRow]:
-    "One row for each positive of each question."
+    "One row for each positive of each question. What training may draw as a negative, and what it must leave alone, is decided here and nowhere else."
     made = []
     for n, q in enumerate(questions):
         names, scores, why = [window.passages[r] for r in window.rows[n]], window.scores[n], verdict[n]
         negatives = [(names[c], float(scores[c])) for c in np.flatnonzero(why == KEPT)]
         likely = [(names[c], float(scores[c])) for c in np.flatnonzero(why == ABOVE)]
         better = [p for p, score in likely if promote and score >= window.lowest[n] + (promote - 1) * abs(window.lowest[n])]
-        known = [window.passages[r] for r, what in masked[n].items() if what != NEIGHBOUR] + [names[c] for c in np.flatnonzero(why == CHECKED)]
-        never = list(dict.fromkeys([*known, *(p for p, _ in likely)]))
+        excluded = [names[c] for c in np.flatnonzero(((why < ABOVE) & (why != FREE)) | (why == ABOVE) | (why == OUTSIDE)) if window.rows[n, c] >= 0]
+        never = list(dict.fromkeys([*(window.passages[r] for r in masked[n]), *excluded]))
         for number, positive in enumerate([*q.positives, *better]):
-            made.append(TrainingRow(f"{q.id}_{number}", q.text, positive, negatives, [p for p in never if p != positive]))
+            made.append(TrainingRow(f"{q.id}_{number}", q.text, positive, negatives, [p for p in never if p != positive], q.id))
     return made

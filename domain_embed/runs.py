@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SCHEMA_VERSION', 'PACKAGES', 'InputError', 'stage_folder', 'asset', 'sha256', 'count_rows', 'write_atomic',
-           'write_json', 'lock', 'versions', 'write_run', 'progress']
+           'write_json', 'lock', 'versions', 'write_run', 'progress', 'literal']
 
 # %% ../nbs/00_runs.ipynb #034c3c31
 import fcntl
@@ -176,3 +176,10 @@ def progress(
     in_terminal = os.environ.get("DOMAIN_EMBED_TERMINAL") == "1"
     bar = text_tqdm if in_terminal else auto_tqdm
     return bar(items, mininterval=0.5, dynamic_ncols=not in_terminal, ncols=100 if in_terminal else None, **options)
+
+# %% ../nbs/00_runs.ipynb #3ba37531
+def literal(
+    text: str,  # of a user, a document or a language model
+) -> str:
+    "A text that Matplotlib shows letter by letter."
+    return text.replace("$", r"\$")

@@ -79,11 +79,11 @@ class Tried:
     "One training of a sweep."
 
     settings: dict[str, Any]  # what was changed
-    scores: np.ndarray  # float (validation queries,): nDCG@10
+    scores: np.ndarray  # float (validation queries,): nDCG@10; empty without validation
 
     @property
     def ndcg(self) -> float:
-        return float(self.scores.mean())
+        return float(self.scores.mean()) if len(self.scores) else 0.0
 
 
 def best_of(

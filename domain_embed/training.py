@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDINGS', 'METRIC', 'Objective', 'without_dropout', 'layer_rates', 'add_lora', 'merge_lora', 'BatchLoss', 'world',
-           'share', 'gather', 'Validation', 'Collator', 'Options', 'train']
+           'share', 'gather', 'Validation', 'Collator', 'Options', 'KeepBest', 'train', 'has_fast_bf16']
 
 # %% ../nbs/31_training.ipynb #f64e0b6b
 import re
@@ -22,11 +22,11 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from .batches import FORBIDDEN, OWN, Example, Guide, label_batch
+from .batches import FORBIDDEN, OWN, Example, Guides, label_batch
 from .beir import RetrievalSet
 from .encode import encode
 from .exported import sample_set
@@ -45,6 +45,7 @@ class Objective:
     label_temperature: float = 0.1  # of the guide's softmax
     own_bonus: float = 0.3  # added to the guide's score of a question's own passage
     dimensions: tuple[int, ...] = ()  # of shortened vectors that must serve too
+    in_batch: bool = True  # whether the passages of a batch's other questions are negatives too
 
     def __call__(
         self,
@@ -236,13 +237,13 @@ class Collator:
 
     valid_label_columns = ("label",)
 
-    def __init__(self, model: SentenceTransformer, plan: list[list[Example]], texts: dict[str, str], guides: dict[str, Guide]):
-        self.model, self.plan, self.texts, self.guides = model, plan, texts, guides
+    def __init__(self, model: SentenceTransformer, plan: list[list[Example]], texts: dict[str, str], guides: Guides, in_batch: bool):
+        self.model, self.plan, self.texts, self.guides, self.in_batch = model, plan, texts, guides, in_batch
         self.tokens = 0  # so far
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.plan[rows[0]["batch"]]
-        passages, labels = label_batch(batch, self.guides)
+        passages, labels = label_batch(batch, self.guides, self.in_batch)
         texts = {"query": [e.row.query for e in batch], "document": [self.texts[p] for p in passages]}
         result = {"label": torch.from_numpy(labels)}
         for kind, some in texts.items():
@@ -259,8 +260,9 @@ class Options:
     learning_rate: float  # peak, after the warm-up; it falls as a cosine
     warmup_steps: int
     weight_decay: float  # of AdamW
-    evaluations: int  # validations in all
+    evaluations: int  # validations in all, each followed by a checkpoint
     seed: int
+    keep: str = "best"  # "best" by validation, or "last"
     layer_decay: float = 1.0  # a layer's learning rate, as a share of the next one's
     patience: int = 0  # validations without a gain after which it stops; 0: it does not
     piece: int = 0  # texts that go through the model together; 0: a whole batch
@@ -268,18 +270,70 @@ class Options:
     logs: Path | None = None  # folder for TensorBoard's files
 
 # %% ../nbs/31_training.ipynb #a8258fee
+class KeepBest(TrainerCallback):
+    "Writes the weights at each new best validation, and stops a training that no longer gets better."
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        folder: Path,  # gets best.pt
+        patience: int,  # validations without a gain; 0: any number
+    ):
+        self.model, self.path, self.patience = model, folder / "best.pt", patience
+
+    def on_evaluate(self, args, state: TrainerState, control: TrainerControl, **_) -> None:
+        values = [row[f"eval_{METRIC}"] for row in state.log_history if f"eval_{METRIC}" in row]
+        best = values.index(max(values))
+        if best == len(values) - 1 and state.is_world_process_zero:
+            part = self.path.with_suffix(".part")
+            torch.save(self.model.state_dict(), part)
+            part.replace(self.path)
+        if self.patience and len(values) - 1 - best >= self.patience:
+            control.should_training_stop = True
+
+    def load(self) -> None:
+        "Give the model the best weights."
+        self.model.load_state_dict(torch.load(self.path, map_location=self.model.device, weights_only=True))
+
+# %% ../nbs/31_training.ipynb #27be24f6
 def train(
-    model: SentenceTransformer,  # changed in place; ends as the best checkpoint
+    model: SentenceTransformer,  # changed in place; ends as what is to be kept
     plan: list[list[Example]],  # from `plan_batches`
     texts: dict[str, str],  # passage id → text
-    guides: dict[str, Guide],
+    guides: Guides,
     objective: Objective,
-    validation: Validation,
+    validation: Validation | None,  # None: there are no validation questions
     work: Path,  # folder for checkpoints; a training that left some there is continued
     options: Options,
 ) -> Curve:  # its rows, and its speed
-    "Fine-tune a model and keep the best checkpoint."
-    every = max(1, len(plan) // options.evaluations)
+    "Fine-tune a model, and keep the best or the last checkpoint."
+    collator = Collator(model, plan, texts, guides, objective.in_batch)
+    if options.gradient_checkpointing:
+        model[0].auto_model.gradient_checkpointing_enable()
+    curve, best = Curve(METRIC, lambda: collator.tokens), KeepBest(model, work, options.patience)
+    callbacks = [curve, *([best] if validation and options.keep == "best" else [])]
+    if options.logs and world()[0] == 0:
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(options.logs))))
+    trainer = SentenceTransformerTrainer(
+        model=without_dropout(model),
+        args=_arguments(model, len(plan), work, options, validation is not None),
+        train_dataset=Dataset.from_dict({"batch": [n for n in range(len(plan)) for _ in range(world()[1])]}),  # each process takes every so manieth
+        loss=BatchLoss(model, objective, options.piece),
+        evaluator=validation,
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # would print every log line between our bars
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # what follows is measured in the precision that is saved
+    if best in callbacks:
+        best.load()
+    return curve
+
+# %% ../nbs/31_training.ipynb #8c72aadc
+def _arguments(model: SentenceTransformer, steps: int, work: Path, options: Options, validated: bool) -> SentenceTransformerTrainingArguments:
+    "The trainer's own settings."
+    every = max(1, steps // max(1, options.evaluations))
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=1,  # the plan has them all
@@ -289,19 +343,16 @@ def train(
         warmup_steps=options.warmup_steps,
         lr_scheduler_type="cosine",
         weight_decay=options.weight_decay,
-        bf16=_bf16(),
+        bf16=has_fast_bf16(),
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=options.seed,
         data_seed=options.seed,
-        eval_strategy="steps",
+        eval_strategy="steps" if validated else "no",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{METRIC}",
-        greater_is_better=True,
         logging_steps=max(1, every // 4),
         batch_sampler=_in_order,
         report_to="none",
@@ -310,26 +361,7 @@ def train(
     )
     if torch.cuda.is_available() and world()[1] == 1:
         arguments._n_gpu = len({arguments.device})  # one process trains on one GPU, and not on all of them as DataParallel does
-    collator = Collator(model, plan, texts, guides)
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    curve = Curve(METRIC, lambda: collator.tokens)
-    more = [EarlyStoppingCallback(options.patience)] if options.patience else []
-    if options.logs and world()[0] == 0:
-        more.append(TensorBoardCallback(SummaryWriter(str(options.logs))))
-    trainer = SentenceTransformerTrainer(
-        model=without_dropout(model),
-        args=arguments,
-        train_dataset=Dataset.from_dict({"batch": [n for n in range(len(plan)) for _ in range(world()[1])]}),  # each process takes every so manieth
-        loss=BatchLoss(model, objective, options.piece),
-        evaluator=validation,
-        data_collator=collator,
-        callbacks=[curve, *more],
-    )
-    trainer.remove_callback(PrinterCallback)  # would print every log line between our bars
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # what follows is measured in the precision that is saved
-    return curve
+    return arguments
 
 
 def _in_order(dataset: Dataset, **_) -> torch.utils.data.BatchSampler:
@@ -337,7 +369,7 @@ def _in_order(dataset: Dataset, **_) -> torch.utils.data.BatchSampler:
     return torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(dataset), batch_size=1, drop_last=False)
 
 
-def _bf16() -> bool:
+def has_fast_bf16() -> bool:
     "Whether this machine multiplies bfloat16 faster than float32."
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -23,6 +23,7 @@ SETTINGS = [
     "export.parity_passages=24",
     "deploy.check_passages=24",
     "max_length=64",
+    "generate.passage_tokens=60",
 ]
 
 
@@ -55,7 +56,8 @@ def run_here(stage: str, run_dir: Path, *more: str) -> dict:
     "A stage of a tiny run in this process, without its notebook: its manifest."
     settings = load_profile("embedded")
     override(settings, [*SETTINGS, *more])
-    return getattr(import_module(f"domain_embed.{stage}"), f"run_{stage}")(run_dir=str(run_dir), **settings[stage])
+    module = import_module(f"domain_embed.{stage}")
+    return getattr(module, f"run_{stage}")(module.Settings(run_dir=str(run_dir), **settings[stage]))
 
 
 @pytest.fixture(scope="session")

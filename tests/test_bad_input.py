@@ -37,7 +37,7 @@ def test_documents_that_cannot_be_used(folder, tmp_path):
     (folder / "a").write_bytes(bytes(range(256)) * 40)
     refused("a has no suffix and is not plain text")
     (folder / "a").write_bytes(b"word " * 10_000_000)
-    refused("a is 50 MB, more than the 10 MB")
+    refused("a has 50 MB, more than the 10 MB")
 
 
 def test_an_empty_folder_on_the_command_line(folder, tmp_path):

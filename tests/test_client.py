@@ -57,6 +57,35 @@ def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
     assert [bool(a.text) for (a,) in answers] == [True, True, False, True, True] and answers[2][0].reason == "HTTP 400"
 
 
+WRITER = """
+import sys
+from domain_embed.llm import Replies, Reply
+replies = Replies(sys.argv[1])
+for n in range(3000):
+    replies.add(f"key {n}", Reply(f"reply {n}", "stop", 1, 1, 0.0))
+"""
+
+
+def test_an_estimate_beside_a_running_generate_destroys_no_reply(tmp_path):
+    store = tmp_path / "replies.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(store)])
+    opened = 0
+    while process.poll() is None:
+        Replies(store)
+        opened += store.exists()
+    assert process.returncode == 0 and opened > 20
+    assert Replies(store).known == {f"key {n}": client.Reply(f"reply {n}", "stop", 1, 1, 0.0) for n in range(3000)}
+
+
+def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path):
+    store = tmp_path / "replies.jsonl"
+    whole = client.Reply("half of a character: ?", "stop", 1, 1, 0.0)
+    Replies(store).add("a", whole)
+    store.write_bytes(store.read_bytes() + b'{"key": "b", "text": "cut')
+    Replies(store).add("c", whole)
+    assert Replies(store).known == {"a": whole, "c": whole}
+
+
 SCRIPT = """
 import sys, test_client, domain_embed.llm as client
 client.PAUSE = 0.05

@@ -51,12 +51,17 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
     found = manifest["metrics"]["sets"]["generated"]
     ndcg = {name: found["rows"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
     tuned = found["rows"]["tuned"]["nDCG@10"]["mean"]
-    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and 0 < ndcg["int8"] <= 1 and ndcg["reranked"] != tuned
+    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["reranked"] != tuned
+    best = pd.read_parquet(run_dir / "4_evaluate/rankings.parquet").query("rank == 1 and set == 'generated'").pivot(index="query", columns="row", values="score")
+    eight_bits = (best[rows["int8"]] - best["tuned"]).abs()
+    assert eight_bits.max() > 1e-5 and eight_bits.max() < 0.1 and (best[rows["graph"]] - best["tuned"]).abs().max() < 1e-5
     assert found["index_mib"][rows["short"]] == pytest.approx(found["index_mib"]["tuned"] * 64 / 384)
     assert set(manifest["timings"]["generated"]) == {"base", "tuned", *rows.values()} and all(
         ms > 0 for ms in manifest["timings"]["generated"].values()
     )
+    assert found["beir_difference"] < 1e-5 and all(values["beir_difference"] < 1e-5 for values in manifest["metrics"]["sets"].values())
     guard = manifest["metrics"]["sets"]["guard other"]
+    assert not guard["documents_known"] and any("does not say which passages belong to one document" in remark for remark in manifest["metrics"]["remarks"])
     assert guard["guard"] and list(guard["rows"]) == ["base", "tuned"] and guard["rows"]["base"]["nDCG@10"]["mean"] == 1
     table = pd.read_parquet(run_dir / "4_evaluate/per_query.parquet")
     assert (

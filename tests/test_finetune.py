@@ -45,8 +45,8 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
 
 def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
-    asked = ["soft_labels=0.5", "draw_from=0", "piece=6", "matryoshka=['128', '32']", "lora_rank=4", "layer_decay=0.8"]
-    more = ["merge=false", "gradient_checkpointing=true", "learning_rate=1e-3", "batch_size=4", "patience=1"]
+    asked = ["soft_labels=0.5", "draw_from=4", "piece=6", "matryoshka=['128', '32']", "lora_rank=4", "layer_decay=0.8"]
+    more = ["merge=false", "gradient_checkpointing=on", "learning_rate=1e-3", "batch_size=4", "patience=1"]
     metrics = run_here("finetune", run_dir, *(f"finetune.{setting}" for setting in (*asked, *more)))["metrics"]
     assert set(metrics["merge"]) == {"0.0", "1.0"} and metrics["val_ndcg@10_best"] == metrics["merge"]["1.0"]
     assert any("loss" in row for row in read_jsonl(run_dir / "3_finetune/curve.jsonl"))
@@ -66,7 +66,7 @@ def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'row_share=0.5,1']"]
 
     def counted(settings, *more, really=finetune.tune):
-        trained.append((settings["learning_rate"], settings["row_share"]))
+        trained.append((settings.learning_rate, settings.row_share))
         if len(trained) == 3:
             raise Killed
         return really(settings, *more)

@@ -14,7 +14,7 @@ SHORT = """
 system: "Write in $language about what stands between $mark."
 ask: "$mark\\n$text\\n$mark\\n$style$identifiers$number queries as JSON: $wanted"
 multi_hop: "$mark\\n$text\\n$mark\\n$style$identifiers$number queries over $hops texts as JSON."
-judge: "$mark\\n$text\\n$mark\\n$question\\n$answer\\nScores as JSON."
+judge: "$mark\\n$text\\n$mark\\n$queries\\nScores as JSON."
 examples: []
 """
 

@@ -170,13 +170,60 @@ def test_marks_are_obeyed_and_move_nothing_else(pairs, tmp_path):
     assert any(r.id.startswith(f"{relevant['query']}_") and r.positive == relevant["candidate"] for r in rows)
 
 
-def test_a_test_that_has_been_seen_is_refused(pairs, tmp_path):
+def ask_alike(pairs, number):
+    "The same words in some of the questions about every document."
     text = (pairs / "queries.jsonl").read_text()
     for part in PARTS:
-        text = text.replace(f"weight of the {part}", "how heavy is it")  # the same question about every document
+        for question in ASKED[:number]:
+            text = text.replace(question.format(part), f"how is it, {ASKED.index(question)}")
     (pairs / "queries.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"test questions have something in common with training.*same question 1.00: 'how heavy is it'"):
-        prepare(tmp_path / "run", pairs)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_test_and_training_have_in_common_is_taken_out(pairs, tmp_path, frozen):
+    ask_alike(pairs, 1)
+    settings = ["max_leak=1"]
+    if frozen:
+        prepare(tmp_path / "first", pairs, "max_leak=1")
+        settings = [f"frozen_test={tmp_path}/first/2_prepare/eval_beir", "seed=7"]
+    before = prepare(tmp_path / "run", pairs, *settings, "max_leak=1")["metrics"]
+    after = prepare(tmp_path / "run", pairs, *settings, "max_leak=0")["metrics"]
+    folder = tmp_path / "run/2_prepare"
+    test, train = read_beir(folder / "eval_beir", "test"), read_beir(folder / "eval_beir", "train")
+    assert before["leaks"]["same question"] > 2 and not set(test.queries.values()) & set(train.queries.values())
+    removed = after["taken_out"]
+    assert after["questions"]["test"] == before["questions"]["test"] - removed["test questions"]
+    assert after["questions"]["train"] == before["questions"]["train"] - removed["training questions"]
+    assert removed["test questions"] + removed["training questions"] > 0 and (removed["test questions"] == 0 or not frozen)
+    rows, _ = read_training(folder / "train.json")
+    assert {r.question for r in rows} == set(train.queries)
+
+
+def test_a_passage_that_holds_a_test_passage_is_no_negative(pairs, tmp_path):
+    passages = read_passages(pairs / "corpus.jsonl")
+    prepare(tmp_path / "run", pairs, "max_leak=1")
+    document = {p.id: p.document for p in passages}
+    held_out = next(iter(read_beir(tmp_path / "run/2_prepare/eval_beir", "test").qrels.values()))
+    copied = {p.id: p.text for p in passages}[min(held_out)]
+    trained = min(sides(tmp_path / "run")[0])
+    filler = " ".join(f"word{n}" for n in range(40))
+    passages.append(Passage(f"{trained}#9", trained, "", f"{filler} {copied}"))
+    with (pairs / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": f"{trained}#9", "text": passages[-1].text, "metadata": {"document": trained}}) + "\n")
+    metrics = prepare(tmp_path / "run", pairs, "max_positive_fraction=1")["metrics"]
+    rows, _ = read_training(tmp_path / "run/2_prepare/train.json")
+    assert metrics["leaks"]["shared words"] >= 1 and metrics["taken_out"]["passages"] >= 1 and document[min(held_out)] != trained
+    assert not any(f"{trained}#9" in dict(r.negatives) for r in rows)
+
+
+def test_a_test_that_could_show_nothing_without_its_leaks_is_refused(pairs, tmp_path):
+    ask_alike(pairs, 3)
+    frozen = write_beir(tmp_path / "frozen", read_passages(pairs / "corpus.jsonl"), [Question("new", "how is it, 0", "factual", ["tank#0"], "tank")], {"test": ["new"]})
+    lines = (pairs / "queries.jsonl").read_text().splitlines()
+    same = [json.dumps(json.loads(line) | {"text": "how is it, 0"}) for line in lines]
+    (pairs / "queries.jsonl").write_text("\n".join(same))
+    with pytest.raises(InputError, match=r"100% of 1 test questions have something in common with training .*same question 1.00.* 0 training questions are left"):
+        prepare(tmp_path / "run", pairs, f"frozen_test={frozen}")
     assert not (tmp_path / "run/2_prepare").exists()
 
 
