@@ -328,7 +328,6 @@ def _save(stage: Stage, s: Settings, material: Material, kept: Tuned, tried: lis
         "rows": kept.rows,
         "batch_size": kept.batch_size,
         "steps": kept.curve[-1]["step"],
-        "memory": kept.memory,
         "val_queries": len(kept.scores),
         "val_ndcg@10_base": material.before,
         "val_ndcg@10_best": float(kept.scores.mean()) if len(kept.scores) else None,
@@ -338,7 +337,7 @@ def _save(stage: Stage, s: Settings, material: Material, kept: Tuned, tried: lis
         "kept_settings": tried[best_of(tried)].settings,
         "more_documents": more_rows(tried),
     }
-    stage.timings |= {"tokens_per_second": round(kept.speed)}
+    stage.timings |= {"tokens_per_second": round(kept.speed), "memory": kept.memory}  # as it was found on this machine
     given = read_manifest(stage.run_dir, "prepare")["parameters"]["pairs"]
     writer = "given by the documents' owner" if given else f"written by `{read_manifest(stage.run_dir, 'generate')['parameters']['llm']}`"
     write_card(folder, s, kept, material.before, writer)

@@ -70,7 +70,7 @@ class _Bars:
         sys.stderr.flush()
 
 
-QUIET = "import logging; logging.getLogger('tornado.general').setLevel('CRITICAL')"  # it may stumble over its sockets when it ends
+QUIET = "import logging; [logging.getLogger(name).setLevel('CRITICAL') for name in ('tornado.general', 'asyncio')]"  # they may stumble over sockets and tasks when a kernel ends
 
 
 def _execute(run_dir: Path, stage: str, values: dict[str, Any]) -> None:

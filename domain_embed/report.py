@@ -164,7 +164,7 @@ by a language model about documents held out of training; human queries come fro
 {% if stale[m.stage] %}<p><strong>Out of date:</strong> {{ stale[m.stage] }}. Run it again.</p>{% endif %}
 {% if m.stage == "generate" and m.metrics.skipped %}<details><summary>{{ m.metrics.skipped_documents }} documents were skipped</summary><div class="wide"><table><tr><th>type</th><th>reason</th><th class="n">files</th></tr>
 {% for row in m.metrics.skipped %}<tr><td>{{ row.type }}</td><td>{{ row.reason }}</td><td class="n">{{ row.files }}</td></tr>{% endfor %}</table></div></details>{% endif %}
-{% if m.stage == "finetune" %}<details><summary>Memory</summary><div class="wide"><table>{% for k, v in m.metrics.memory.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>{% endfor %}</table></div></details>{% endif %}
+{% if m.stage == "finetune" %}<details><summary>Memory</summary><div class="wide"><table>{% for k, v in m.timings.memory.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>{% endfor %}</table></div></details>{% endif %}
 {% if m.stage == "export" %}<div class="wide"><table><tr><th>graph</th><th class="n">MB</th><th class="n">cosine to PyTorch, mean</th><th class="n">lowest</th><th class="n">nDCG@10</th><th class="n">change</th></tr>
 {% for graph, p in m.metrics.parity.items() %}<tr><td>{{ graph }}</td><td class="n">{{ "%.1f" | format(p.megabytes) }}</td><td class="n">{{ "%.6f" | format(p.cosine_mean) }}</td><td class="n">{{ "%.6f" | format(p.cosine_min) }}</td>
 <td class="n">{{ "%.4f" | format(p["ndcg@10"]) }}</td><td class="n">{{ "%+.4f" | format(p["ndcg@10_change"]) }}</td></tr>{% endfor %}</table></div>{% endif %}

@@ -32,7 +32,7 @@ def test_documents_that_cannot_be_used(folder, tmp_path):
     (folder / "a.png").write_bytes(b"\x89PNG\r\n")
     refused(f"no documents found in {folder}")
     (folder / "a.txt").symlink_to(tmp_path / "gone.txt")
-    refused("hold no text that can be used; a.txt cannot be read (No such file or directory)")
+    refused("hold no text that can be used; a.png is of a type that is not read (.png)", "a.txt cannot be read (No such file or directory)")
     (folder / "a.txt").unlink()
     (folder / "a").write_bytes(bytes(range(256)) * 40)
     refused("a has no suffix and is not plain text")

@@ -79,6 +79,6 @@ def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["tried"] if t["settings"]["row_share"] == 1}
     assert metrics["val_ndcg@10_best"] == max(whole.values()) and metrics["kept_settings"]["row_share"] == 1
     assert whole[metrics["kept_settings"]["learning_rate"]] == max(whole.values())
-    assert metrics["more_documents"].startswith("More documents ")
+    assert metrics["more_documents"].startswith(("More documents ", "Whether more documents "))
     with pytest.raises(InputError, match=r"'seeds=1,2': expected name=value,value with one of the names epochs, .*, seed"):
         run_here("finetune", run_dir, "finetune.sweep=['seeds=1,2']")

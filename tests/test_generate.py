@@ -99,7 +99,7 @@ def test_every_format_goes_in(tmp_path):
         '{"id": "T-1", "subject": "Pump stops", "body": "It stops after a minute of work."}\n{"id": "T-2", "n": 1}\n'
     )
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 broken")
-    run_here("generate", tmp_path / "run", f"generate.documents={folder}", "generate.max_passages=6")
+    run_here("generate", tmp_path / "run", f"generate.documents={folder}", "generate.max_passages=6", "generate.passage_tokens=220", "max_length=256")
     passages = read_passages(tmp_path / "run/1_generate/passages.jsonl")
     found = {p.document: p for p in passages}
     assert {"manual.pdf", "lease.docx", "notes.rst", "README", "alt.txt", "tickets.jsonl#T-1"} == set(found)

@@ -24,7 +24,7 @@ def settings(address, folder, *more):
     (folder / "short.yaml").write_text(SHORT)
     return set_options(
         f"generate.prompts={folder}/short.yaml",
-        "generate.passage_tokens=64",
+        "generate.passage_tokens=60",
         "generate.llm=any",
         f"generate.llm_base_url={address}",
         "generate.llm_key_variable=MY_KEY",

@@ -37,7 +37,7 @@ def test_what_has_not_changed_is_not_done_again(tiny_run):
 def test_a_change_is_done_and_said(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     printed = assert_ok(domain_embed("prepare", "--set", "prepare.num_negatives=2", run_dir))
-    assert "num_negatives changed from 5 to 2" in printed
+    assert "num_negatives changed from 30 to 2" in printed
     printed = assert_ok(domain_embed("evaluate", run_dir))
     assert "2_prepare/eval_beir" not in printed and "nothing has changed" in printed  # the test set did not depend on it
 

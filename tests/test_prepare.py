@@ -51,7 +51,7 @@ def pairs(tmp_path):
 
 def prepare(run_dir, folder, *settings):
     return run_here(
-        "prepare", run_dir, f"prepare.pairs={folder}", "prepare.candidates=20", "prepare.test_fraction=0.2", *(f"prepare.{s}" for s in settings)
+        "prepare", run_dir, f"prepare.pairs={folder}", "prepare.candidates=20", "prepare.test_fraction=0.2", "prepare.num_negatives=5", *(f"prepare.{s}" for s in settings)
     )
 
 
