@@ -169,7 +169,8 @@ def read_files(
     workers: int = 0,  # processes; 0: one for each core
 ) -> list[Document]:  # in the order of the files
     "Read files in worker processes. A file that fails, in whatever way, becomes a skipped document."
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads may lock up
+    context = multiprocessing.get_context("forkserver")  # a copy of this process, with its threads, may lock up
+    context.set_forkserver_preload(["domain_embed.reading"])
     workers = min(workers or os.cpu_count() or 1, len(files))
     with ProcessPool(max(1, workers), initializer=_limit_memory, initargs=[memory], context=context) as pool:
         futures = [pool.schedule(_attempt, args=[path, name], timeout=seconds) for path, name in zip(files, names, strict=True)]
