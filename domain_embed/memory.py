@@ -150,9 +150,9 @@ def plan_memory(
     "Measure the model, and choose how its training goes."
     found = found or memory_found()
     plain = measure_activations(model, length, autocast)
-    model[0].auto_model.gradient_checkpointing_enable()
+    model[0].auto_model.activation_checkpointing_enable()
     less = measure_activations(model, length, autocast)
-    model[0].auto_model.gradient_checkpointing_disable()
+    model[0].auto_model.activation_checkpointing_disable()
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     text, checkpointed = plain.text + 2 * plain.layer, less.text + 3 * plain.layer

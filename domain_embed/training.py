@@ -309,7 +309,7 @@ def train(
     "Fine-tune a model, and keep the best or the last checkpoint."
     collator = Collator(model, plan, texts, guides, objective.in_batch)
     if options.gradient_checkpointing:
-        model[0].auto_model.gradient_checkpointing_enable()
+        model[0].auto_model.activation_checkpointing_enable()
     curve, best = Curve(METRIC, lambda: collator.tokens), KeepBest(model, work, options.patience)
     callbacks = [curve, *([best] if validation and options.keep == "best" else [])]
     if options.logs and world()[0] == 0:
