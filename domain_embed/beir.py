@@ -31,7 +31,7 @@ def read_jsonl(
                 if b"\\ud" in line.lower():  # half of a character, perhaps, which no UTF-8 file can hold
                     value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
             except ValueError as error:  # not JSON, or not UTF-8
-                reason = getattr(error, "msg", None) or error.reason
+                reason = getattr(error, "msg", None) or getattr(error, "reason", None) or str(error)
                 raise InputError(f"{path}:{number}: not JSON ({reason}): one object a line is expected") from None
             except RecursionError:
                 raise InputError(f"{path}:{number}: JSON that is nested too deeply: one flat object a line is expected") from None
@@ -151,12 +151,12 @@ class RetrievalSet:
     passages: list[Passage]
     queries: dict[str, str]  # query id → text, only of queries that are judged
     qrels: Qrels
-    about: dict[str, dict] = field(default_factory=dict)  # query id → what is known of it: "kind", "document", "cluster", "round_trip"
+    about: dict[str, dict] = field(default_factory=dict)  # query id → what is known of it: "kind", "document", "split_unit", "round_trip"
 
     @property
     def documents_known(self) -> bool:
         "Whether the corpus says which passages belong to one document."
-        return any(p.document != p.id for p in self.passages)
+        return 2 * sum(p.document != p.id for p in self.passages) > len(self.passages)
 
 
 def write_beir(
@@ -171,7 +171,7 @@ def write_beir(
     write_passages(folder / "corpus.jsonl", passages)
 
     def about(q: Question) -> dict:
-        known = {"kind": q.kind, "document": q.document, "cluster": (clusters or {}).get(q.document), "round_trip": q.round_trip}
+        known = {"kind": q.kind, "document": q.document, "split_unit": (clusters or {}).get(q.document), "round_trip": q.round_trip}
         return {name: value for name, value in known.items() if value is not None}
 
     write_jsonl(folder / "queries.jsonl", ({"_id": q.id, "text": q.text, "metadata": about(q)} for q in by_id.values()))

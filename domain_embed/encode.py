@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Reader', 'CPU_BATCH', 'GPU_BATCH', 'SHARD', 'packaged_file', 'model_path', 'load_model', 'is_bidirectional',
-           'load_base', 'revision_of', 'cut_fraction', 'load_reader', 'merged', 'token_lengths', 'batches', 'devices',
-           'workers', 'encode', 'vector_key', 'cached', 'encode_cached']
+           'load_base', 'revision_of', 'cut_fraction', 'load_reader', 'cast_weights', 'merged', 'token_lengths',
+           'batches', 'devices', 'workers', 'encode', 'vector_key', 'cached', 'encode_cached']
 
 # %% ../nbs/02_encode.ipynb #9f4aa8dd
 import copy
@@ -152,6 +152,19 @@ def load_reader(
     return read
 
 # %% ../nbs/02_encode.ipynb #a6b1dca1
+def cast_weights(
+    model: SentenceTransformer,  # changed in place
+    precision: torch.dtype,
+) -> SentenceTransformer:  # `model`
+    "Give the weights that are saved another precision. What a model computes for itself when it is loaded, such as the angles of rotary positions, stays as it is."
+    for module in model.modules():
+        saved = module.state_dict(keep_vars=True)
+        for name, tensor in saved.items():
+            if "." not in name and tensor.is_floating_point():
+                tensor.data = tensor.data.to(precision)
+    return model
+
+
 def merged(
     base: SentenceTransformer,
     tuned: SentenceTransformer,  # tuned from it
@@ -160,12 +173,11 @@ def merged(
 ) -> SentenceTransformer:  # with the tuned model's prompts, length and device
     "The model at a share of the way from one to the other."
     own, result = base.state_dict(), copy.deepcopy(tuned)
-    weights = {
-        name: torch.lerp(own[name].to(tensor.device, torch.float32), tensor.float(), share).to(precision or tensor.dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in tuned.state_dict().items()
-    }
-    result.to(precision or next(tuned.parameters()).dtype).load_state_dict(weights)
-    return result
+    with torch.no_grad():
+        for name, tensor in result.state_dict().items():  # shares its memory with the result
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(own[name].to(tensor.device, torch.float32), tensor.float(), share))
+    return cast_weights(result, precision or next(tuned.parameters()).dtype)
 
 # %% ../nbs/02_encode.ipynb #f3a909b7
 def token_lengths(

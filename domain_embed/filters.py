@@ -179,8 +179,9 @@ def read_scores(
     number: int,  # questions in the request
 ) -> dict[int, dict[str, int]]:  # number of a question, from 1 → its scores; without those that are missing or out of range
     "The scores in a judge's reply."
-    found = {row.get("query"): {score: row.get(score) for score in SCORES} for row in read_objects(reply, "overall")}
-    return {n: s for n, s in found.items() if n in range(1, number + 1) and all(type(v) is int and 1 <= v <= 10 for v in s.values())}
+    rows = [row for row in read_objects(reply, "overall") if type(row.get("query")) is int and 1 <= row["query"] <= number]
+    found = {row["query"]: {score: row.get(score) for score in SCORES} for row in rows}
+    return {n: s for n, s in found.items() if all(type(v) is int and 1 <= v <= 10 for v in s.values())}
 
 
 def _scores_problem(number: int, reply: str) -> str:

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from .batches import Guides, batch_size_for, plan_batches, read_guides
 from .beir import RetrievalSet, read_beir, read_passages, read_qrels, write_jsonl
-from .encode import cut_fraction, load_base, load_model, model_path, revision_of, token_lengths
+from .encode import cast_weights, cut_fraction, load_base, load_model, model_path, revision_of, token_lengths
 from .exported import sample_set
 from .merging import best_share, merge_best
 from .processes import Job, fit
@@ -194,7 +194,7 @@ def _kept(s: Settings, material: Material, trained: SentenceTransformer) -> tupl
     "The model that is kept, in the precision in which it is saved, and the validation of each share."
     if s.merge:
         return merge_best(material.base, trained, lambda model: float(material.score(model).mean()), material.before, material.precision)
-    model = trained.to(material.precision)
+    model = cast_weights(trained, material.precision)
     return model, {0.0: material.before, 1.0: float(material.score(model).mean())} if material.dev else {}
 
 
@@ -261,7 +261,7 @@ def licence_of(
     "The licence of a model."
     path = Path(model_path(base_model))
     try:
-        found = ModelCard.load(path / "README.md" if path.is_dir() else base_model).data.to_dict()
+        found = ModelCard.load(path / "README.md" if path.is_dir() else base_model.partition("@")[0]).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError):  # none, none that can be read, or no network
         found = {}
     return {"license": "unknown"} | {name: str(found[name]) for name in ("license", "license_name", "license_link") if found.get(name)}

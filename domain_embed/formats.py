@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'MARKS', 'GUESSED_BYTES', 'NOT_TEXT', 'ADMONITIONS', 'DEEPEST', 'INLINE', 'FRONT_MATTER', 'MARKDOWN',
-           'HEADING_SIZE', 'MARGIN', 'BULLET', 'LEADERS', 'FIXED_WIDTH', 'TITLES', 'Block', 'decode', 'html_blocks',
-           'markdown_blocks', 'word_blocks', 'rst_blocks', 'text_blocks', 'pdf_blocks', 'record_blocks', 'records']
+           'HEADING_SIZE', 'MARGIN', 'BULLET', 'LEADERS', 'FIXED_WIDTH', 'TITLES', 'LONG', 'Block', 'decode',
+           'html_blocks', 'markdown_blocks', 'word_blocks', 'rst_blocks', 'text_blocks', 'pdf_blocks', 'record_blocks',
+           'records']
 
 # %% ../nbs/15_formats.ipynb #9291b038
 import io
@@ -259,13 +260,19 @@ def pdf_blocks(data: bytes) -> Iterator[Block]:
 TITLES = ("title", "subject", "summary", "name", "headline")
 
 
-def _strings(value: Any) -> Iterator[str]:
-    "Every string in a JSON value."
-    if isinstance(value, str):
-        yield UNSEEN.sub("", value)
-    elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+LONG = re.compile(r"\S+\s+\S+\s+\S|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{6}")  # three words; scripts without spaces: six characters
+
+
+def _values(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    "Every string and number in a JSON value, with the key that it stands under."
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _values(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _values(inner, name)
+    elif value is not None and not isinstance(value, bool) and (text := UNSEEN.sub("", str(value)).strip()):
+        yield name, text
 
 
 def record_blocks(record: Any) -> Iterator[Block]:
@@ -273,9 +280,12 @@ def record_blocks(record: Any) -> Iterator[Block]:
     title = next((record[t] for t in TITLES if isinstance(record, dict) and isinstance(record.get(t), str)), "")
     if title:
         yield Block(title, level=1)
-    for text in _strings(record):
-        if text != title and len(text.split()) >= 3:
+    rest = [(name, text) for name, text in _values(record) if text != title.strip()]
+    for _, text in rest:
+        if LONG.search(text):
             yield from (Block(p.strip()) for p in re.split(r"\n\s*\n", text) if p.strip())
+    if short := [f"{name}: {text}" if name else text for name, text in rest if not LONG.search(text)]:
+        yield Block(" | ".join(short))
 
 
 def records(

@@ -6,6 +6,7 @@
 __all__ = ['RUN', 'SHARED', 'SAME', 'MOST', 'Leak', 'runs_of', 'shared_words', 'same_questions', 'Removal', 'leaking', 'take_out']
 
 # %% ../nbs/25_leaks.ipynb #6711df25
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,9 +99,15 @@ def same_questions(
 class Removal:
     "What is taken out so that nothing leaks."
 
-    test: frozenset[str]  # ids of test questions
-    train: frozenset[str]  # ids of training questions
-    passages: frozenset[str]  # ids of passages that training must not read
+    test: frozenset[str] = frozenset()  # ids of test questions
+    train: frozenset[str] = frozenset()  # ids of training questions
+    passages: frozenset[str] = frozenset()  # ids of passages that training must not read
+
+    def __or__(self, other: "Removal") -> "Removal":
+        return Removal(self.test | other.test, self.train | other.train, self.passages | other.passages)
+
+    def __bool__(self) -> bool:
+        return bool(self.test or self.train or self.passages)
 
 
 def leaking(
@@ -109,6 +116,17 @@ def leaking(
 ) -> float:  # share of the questions that leak
     "How much of a test has been seen."
     return len({leak.query for leak in leaks}) / max(1, questions)
+
+
+def _cheapest_cover(graph: networkx.Graph, cost: Mapping[str, float]) -> set[tuple[str, str]]:
+    "The nodes of least total cost that touch every edge between a test question and training: a minimum cut (König 1931)."
+    flow = networkx.DiGraph()
+    for node in graph:
+        edge = ("source", node) if node[0] == "test" else (node, "sink")
+        flow.add_edge(*edge, capacity=cost[node[0]])
+    flow.add_edges_from((a, b) if a[0] == "test" else (b, a) for a, b in graph.edges)  # no capacity: infinite
+    reached = networkx.minimum_cut(flow, "source", "sink")[1][0] if {"source", "sink"} <= set(flow) else set()
+    return {node for node in graph if (node in reached) != (node[0] == "test")}
 
 
 def take_out(
@@ -129,20 +147,17 @@ def take_out(
         graph.add_edges_from((("test", leak.query), ("train", question)) for question in leak.questions)
         for passage in leak.passages:
             graph.add_edge(("test", leak.query), ("passage", passage))
-            graph.add_edges_from((("passage", passage), ("train", question)) for question in about[passage])
-    unseen = {leak.query for leak in leaks if len(leak.questions) >= MOST}  # there may be more than were looked at
-    costs = []
+            graph.add_edges_from((("test", leak.query), ("train", question)) for question in about[passage])
+    cost = {"test": math.inf if frozen else 1 / len(test), "train": 1 / max(1, len(train)), "passage": 1e-6 / len(test)}
+    parts = []
     for group in networkx.connected_components(graph):
-        side = {kind: {name for k, name in group if k == kind} for kind in ("test", "train", "passage")}
-        of_test, of_train = len(side["test"]) / len(test), len(side["train"]) / len(train)
-        training = frozen or (of_train <= of_test and not side["test"] & unseen)
-        costs.append((of_train if training else of_test, min(side["test"]), training, side))
-    out: dict[str, set[str]] = {"test": set(), "train": set(), "passage": set()}
+        part = _cheapest_cover(graph.subgraph(group), cost)
+        parts.append((sum(cost[kind] for kind, _ in part), min(name for kind, name in group if kind == "test"), part, sum(kind == "test" for kind, _ in group)))
+    out: set[tuple[str, str]] = set()
     left = leaking(leaks, len(test))
-    for _, _, training, side in sorted(costs, key=lambda cost: cost[:2]):  # what costs least first, until few enough are left
+    for _, _, part, questions in sorted(parts, key=lambda part: part[:2]):  # what costs least first, until few enough are left
         if left <= allowed:
             break
-        left -= len(side["test"]) / len(test)
-        for kind in ("train", "passage") if training else ("test",):
-            out[kind] |= side[kind]
-    return Removal(*(frozenset(out[kind]) for kind in ("test", "train", "passage")))
+        left -= questions / len(test)
+        out |= part
+    return Removal(*(frozenset(name for own, name in out if own == kind) for kind in ("test", "train", "passage")))

@@ -132,6 +132,15 @@ class Reply:
     seconds: float
 
 
+def _stored(line: bytes) -> tuple[str, Reply] | None:
+    "A line of the file; None: it is empty, or a kill cut it short before another process went on behind it."
+    try:
+        row = json.loads(line)
+        return row.pop("key"), Reply(**row)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 class Replies:
     "An append-only JSON lines file of everything that a model has answered."
 
@@ -148,7 +157,7 @@ class Replies:
             end = whole.rfind(b"\n") + 1
             if end < len(whole):  # the last line was cut short by a kill; nobody is writing it now
                 self._file.truncate(end)
-        self.known = {row.pop("key"): Reply(**row) for row in map(json.loads, whole[:end].splitlines())}
+        self.known = dict(filter(None, map(_stored, whole[:end].split(b"\n"))))
 
     @staticmethod
     def key(

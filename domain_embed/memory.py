@@ -149,10 +149,16 @@ def plan_memory(
 ) -> MemoryPlan:
     "Measure the model, and choose how its training goes."
     found = found or memory_found()
-    plain = measure_activations(model, length, autocast)
-    model[0].auto_model.activation_checkpointing_enable()
-    less = measure_activations(model, length, autocast)
-    model[0].auto_model.activation_checkpointing_disable()
+    plain = less = measure_activations(model, length, autocast)
+    inner = getattr(model[0], "auto_model", None)
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        if checkpointing == "on":
+            raise InputError(f"finetune.gradient_checkpointing is on, and {type(inner or model[0]).__name__} does not support it: set it to auto or off")
+        checkpointing = "off"
+    if checkpointing != "off":
+        inner.activation_checkpointing_enable()
+        less = measure_activations(model, length, autocast)
+        inner.activation_checkpointing_disable()
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     text, checkpointed = plain.text + 2 * plain.layer, less.text + 3 * plain.layer

@@ -71,7 +71,7 @@ def csv_records(
     words = sum(len(cell.split()) for row in filled for cell in row)
     if not has_header(rows) or words < RECORD_WORDS * len(filled):
         return [("", list(table_blocks(rows)))]
-    names = [name.strip() for name in rows[0]]
+    names = [name.strip() for name in rows[0]] + [f"column {n}" for n in range(len(rows[0]) + 1, max(map(len, filled)) + 1)]
     return [(str(number), list(record_blocks(dict(zip(names, row, strict=False))))) for number, row in enumerate(filled, start=1)]
 
 # %% ../nbs/18_office.ipynb #e3b0b3c2

@@ -17,7 +17,7 @@ import numpy as np
 from .beir import Passage, Question, read_beir, read_passages, read_qrels, read_questions, write_beir, write_jsonl
 from .encode import cut_fraction, encode_cached, load_base, load_model, load_reader, revision_of
 from .explorer import read_marks
-from .leaks import leaking, same_questions, shared_words, take_out
+from .leaks import Leak, Removal, leaking, same_questions, shared_words, take_out
 from .mining import ABOVE, KEPT, VERDICTS, Window, deepen, judge, look, masked_rows
 from .opinions import check, finds, look_fused, side_by_side
 from .pairs import Pairs, read_pairs
@@ -159,16 +159,39 @@ def _remove_leaks(stage: Stage, s: Settings, sides: _Sides, passages: list[Passa
     "The sides without leaks, and bool (passages,): which passages training may read; writes leaks.jsonl."
     train, test, by_id = sides.of("train"), sides.of("test"), {p.id: p for p in passages}
     readable = [p.id for p in passages if sides.split.owner[p.id] == "train"]
-    leaks = same_questions(test, train, vectors[len(train) :], vectors[: len(train)]) + shared_words(test, by_id, readable)
-    removal = take_out(leaks, test, train, bool(sides.frozen), s.max_leak)
+    row = {q.id: n for n, q in enumerate([*train, *test])}
+
+    def documents_of(questions: Sequence[Question]) -> int:
+        return len({sides.split.unit[q.document] for q in questions})
+
+    def find(removed: Removal) -> tuple[list[Leak], list[Question], list[Question]]:
+        some_test, some_train = [q for q in test if q.id not in removed.test], [q for q in train if q.id not in removed.train]
+        of_test, of_train = (vectors[[row[q.id] for q in some]] for some in (some_test, some_train))
+        words = shared_words(some_test, by_id, [p for p in readable if p not in removed.passages])
+        return same_questions(some_test, some_train, of_test, of_train) + words, some_test, some_train
+
+    def clean(keep_test: bool) -> tuple[Removal, float]:
+        removed = Removal()
+        while True:  # a search looks at the nearest questions only, so what is left is searched again
+            found, some_test, some_train = find(removed)
+            more = take_out(found, some_test, some_train, keep_test, s.max_leak)
+            if not more:
+                return removed, leaking(found, len(some_test))
+            removed |= more
+
+    leaks = find(Removal())[0]
+    removal, left_over = clean(bool(sides.frozen))
+    if not sides.frozen and documents_of([q for q in test if q.id not in removal.test]) < TELLING <= documents_of(test):
+        removal, left_over = clean(keep_test=True)  # rather a smaller training set than a test that can show nothing
     write_jsonl(stage.folder / "leaks.jsonl", map(asdict, leaks))
     stage.metrics |= {
         "leaks": dict(Counter(leak.kind for leak in leaks)),
         "leaking_share": leaking(leaks, len(test)),
+        "leaking_share_left": left_over,
         "taken_out": {"test questions": len(removal.test), "training questions": len(removal.train), "passages": len(removal.passages)},
     }
     left = [q for q in test if q.id not in removal.test]
-    before, after = (len({sides.split.unit[q.document] for q in some}) for some in (test, left))
+    before, after = documents_of(test), documents_of(left)
     if not left or after < TELLING <= before or len(removal.train) == len(train):
         shown = "; ".join(f"{leak.kind} {leak.share:.2f}: {leak.test!r}" for leak in leaks[:3])
         raise InputError(

@@ -254,6 +254,8 @@ def plan(
     asked: list[Asked] = []
     by_example = way.style == "examples"
     shares = {k: s for k, s in kinds.items() if not (by_example and k == MULTI_HOP)}  # a small model cannot write those
+    if not any(shares.values()):
+        raise InputError("generate.kinds has multi_hop alone, which a model that is asked by examples cannot write: add another kind, or take a larger LLM")
     for row in rows:
         p = related.passages[row]
         seed = (way.seed + crc32(f"{number}\0{p.id}".encode())) % 2**31
@@ -277,6 +279,11 @@ def _word(value: Any, allowed: Sequence[str], otherwise: str) -> str:
     return value if value in allowed else otherwise
 
 
+def _plain(value: Any) -> str:
+    "One line of text that UTF-8 can hold: JSON can hold half of a surrogate pair."
+    return " ".join(str(value or "").encode("utf-8", "replace").decode().split())
+
+
 def collect(
     asked: Sequence[Asked],
     answers: Sequence[list[Answer]],  # to each job
@@ -293,12 +300,11 @@ def collect(
             texts = [begun + answer.text if not answer.reason else "" for begun, answer in zip(a.begun, got, strict=True)]
             items = [{"question": text, "kind": kind} for text, kind in zip(texts, a.kinds, strict=True) if text.strip()]
         for n, item in enumerate(items):
-            text = " ".join(str(item["question"]).split())
+            text = _plain(item["question"])
             kind = _word(item.get("kind"), a.kinds, a.kinds[n])
-            complexity = item.get("complexity") if item.get("complexity") in range(1, 6) else 0
+            complexity = item.get("complexity") if type(item.get("complexity")) is int and 1 <= item["complexity"] <= 5 else 0
             reasoning = _word(item.get("reasoning"), REASONING, "")
-            own = " ".join(str(item.get("answer") or "").split())
-            questions.append(Question(question_id(text, ids), text, kind, ids, document, own, reasoning, complexity))
+            questions.append(Question(question_id(text, ids), text, kind, ids, document, _plain(item.get("answer")), reasoning, complexity))
         if len(questions) == before:
             failed.append({"passages": ids, "reason": next((x.reason for x in got if x.reason), "the reply is empty")})
     return list({q.id: q for q in questions if q.text}.values()), failed

@@ -82,7 +82,7 @@ def read_generated(
         names = [names] if isinstance(names, str) else list(map(str, names))
         of_chunk = {}
         for chunk in row["chunks"]:
-            own = str(chunk.get("passage_id") or f"{'+'.join(names)}#{chunk['chunk_id']}")
+            own = " ".join(str(chunk.get("passage_id") or f"{'+'.join(names)}#{chunk['chunk_id']}").split())  # qrels hold no tab and no line end
             document = own.rpartition("#")[0] if own.rpartition("#")[0] in names else names[0]
             passages.setdefault(own, Passage(own, document, str(chunk.get("title") or ""), str(chunk["text"])))
             of_chunk[chunk["chunk_id"]] = own

@@ -62,8 +62,10 @@ class Objective:
         if self.soft_labels < 1:
             loss = (1 - self.soft_labels) * cross_entropy(logits.masked_fill(role == FORBIDDEN, -torch.inf), (role == OWN).int().argmax(dim=1))
         if self.soft_labels > 0:
-            target = torch.softmax((scores + self.own_bonus * (role == OWN)) / self.label_temperature, dim=1)
-            loss = loss + self.soft_labels * (cross_entropy(logits, target) - cross_entropy(target.clamp_min(1e-12).log(), target))
+            unknown = (role == FORBIDDEN) & (scores == 0)  # masked, and beyond what the guide has scored
+            target = torch.softmax(((scores + self.own_bonus * (role == OWN)) / self.label_temperature).masked_fill(unknown, -torch.inf), dim=1)
+            taught = cross_entropy(logits.masked_fill(unknown, torch.finfo(logits.dtype).min), target)
+            loss = loss + self.soft_labels * (taught - cross_entropy(target.clamp_min(1e-12).log(), target))
         return loss
 
 # %% ../nbs/31_training.ipynb #b43efbc7

@@ -1,5 +1,6 @@
 """The client against a real server whose every second or third answer goes wrong."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from faulty_proxy import FAULTS, FaultyProxy
 
 from domain_embed import llm as client
 from domain_embed.beir import Passage
+from domain_embed.filters import read_scores
 from domain_embed.llm import Job, Replies, ask, connect, embedded_llm
-from domain_embed.questions import Way, find_way, plan
+from domain_embed.questions import Asked, Way, collect, find_way, plan
 from domain_embed.related import Related
 
 NUMBER, FEW = 200, 60
@@ -84,6 +86,20 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path):
     store.write_bytes(store.read_bytes() + b'{"key": "b", "text": "cut')
     Replies(store).add("c", whole)
     assert Replies(store).known == {"a": whole, "c": whole}
+    with store.open("ab") as file:  # another process was killed while this one had the file open
+        file.write(b'{"key": "d", "text": "cu' + store.read_bytes())
+    assert Replies(store).known == {"a": whole, "c": whole}
+
+
+def test_hostile_replies_are_read():
+    deep, half, odd = "[" * 3000 + "]" * 3000, '{"question": "what is \\ud83d", "complexity": [1]}', '{"query": [1], "overall": 8}'
+    asked = Asked([Passage("p", "d", "", "water")], ["factual"], Job([{}], problem=lambda reply: ""))
+    for reply, number in ((deep, 0), (half, 1), (deep + half, 1)):
+        questions, failed = collect([asked], [[client.Answer(reply)]])
+        assert len(questions) == number and len(failed) == 1 - number
+        assert all(q.text == "what is ?" and q.complexity == 0 for q in questions)
+    scores = {"query": 1, "relevance": 8, "accuracy": 8, "context_support": 8, "clarity": 8, "overall": 8}
+    assert list(read_scores(deep + odd + json.dumps(scores), 2)) == [1]
 
 
 SCRIPT = """

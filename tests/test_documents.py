@@ -22,7 +22,8 @@ from test_generate import word_file
 from domain_embed.beir import read_jsonl, read_passages
 from domain_embed.documents import cut_passages, read_corpus, token_counter
 from domain_embed.encode import load_model
-from domain_embed.formats import Block, html_blocks, markdown_blocks
+from domain_embed.formats import Block, html_blocks, markdown_blocks, record_blocks
+from domain_embed.office import csv_records
 from domain_embed.reading import Document, find_files, read_files
 
 WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)
@@ -71,6 +72,27 @@ def test_nothing_is_lost_from_markdown_and_html(parts):
     for found in (list(markdown_blocks(markdown.encode())), list(html_blocks(f"<main>{html}"))):
         assert [(b.level, b.text) for b in found] == [(level, text.strip()) for level, text in texts]
         assert_nothing_lost(found, 48)
+
+
+VALUES = st.one_of(WORDS, st.integers(-(10**6), 10**6), st.text("水泵关闭阀门", min_size=1, max_size=9))
+RECORDS = st.recursive(VALUES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("abcxyz", min_size=1, max_size=4), inner, max_size=4)), max_leaves=9)
+
+
+def leaves(value):
+    "Every string and number of a JSON value."
+    if isinstance(value, (dict, list)):
+        return [leaf for inner in (value.values() if isinstance(value, dict) else value) for leaf in leaves(inner)]
+    return [str(value)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text("abcxyz", min_size=1, max_size=4), RECORDS, min_size=1, max_size=4), st.lists(WORDS, min_size=2, max_size=5))
+def test_every_value_of_a_record_is_in_a_block(record, cells):
+    text = squeezed("".join(block.text for block in record_blocks(record)))
+    assert all(squeezed(leaf) in text for leaf in leaves(record))
+    long = "a text of more than fifteen words " * 3
+    ((_, blocks),) = csv_records("\n".join(["code,meaning", ",".join(f'"{c}"' for c in [long, *cells])]).encode())
+    assert all(squeezed(cell) in squeezed("".join(b.text for b in blocks)) for cell in (long, *cells))
 
 
 def test_the_review_s_six_error_codes_keep_their_headings():

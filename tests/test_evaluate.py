@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_ok, assert_refused, domain_embed
+from matplotlib.figure import Figure
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from domain_embed.beir import Passage, Question, write_beir
+from domain_embed.beir import Passage, Question, read_beir, write_beir
+from domain_embed.breakdown import clusters_of
 from domain_embed.deploy import _free_port, serve_command, served
 from domain_embed.encode import model_path
 from domain_embed.exported import Endpoint
+from domain_embed.mining import KEPT, Window
+from domain_embed.pictures import draw_queries
 from domain_embed.runs import InputError
 from domain_embed.stages import read_manifest
 
@@ -115,3 +119,18 @@ def test_an_endpoint_that_knows_no_input_type():
     with pytest.raises(InputError, match="gives no vectors of the model 'wrong'"):
         Endpoint(url, "wrong", key="k").ask(texts, "query")
     server.shutdown()
+
+
+def test_near_duplicates_are_one_cluster_in_small_sets_too(tmp_path):
+    texts = [f"pump {n} is serviced every {n} months by team {n} in hall {n} and then tested for {n} hours" for n in range(19)]
+    passages = [Passage(f"{n}{side}", f"{n}{side}", "", text + side) for n, text in enumerate(texts) for side in ("", "!")]
+    questions = [Question(f"q{p.id}", f"pump {p.id}", "", [p.id], p.document) for p in passages]
+    test = read_beir(write_beir(tmp_path / "set", passages, questions, {"test": [q.id for q in questions]}))
+    assert len(set(clusters_of(test))) == 19 and not test.documents_known
+
+
+def test_questions_with_signs_that_mean_something_to_matplotlib():
+    figure = Figure()
+    window = Window(["q"], ["p"], np.array([[0]]), np.array([[0.5]], np.float32), np.zeros((1, 1), np.int8), np.array([0.9], np.float32), [])
+    draw_queries(figure.subplots(), window, np.array([[KEPT]], np.int8), 0.95, [0], ["what do $# and $? mean"])
+    figure.canvas.draw()

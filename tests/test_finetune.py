@@ -1,17 +1,19 @@
 """Stage 3 on a tiny run: a kill in the middle, and what can be asked of it."""
 
+import json
 import shutil
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import run_here
+from conftest import assert_ok, domain_embed, run_here, set_options
 from sentence_transformers import SentenceTransformer
 
 from domain_embed import finetune
 from domain_embed.beir import read_jsonl
-from domain_embed.encode import load_model
+from domain_embed.encode import load_model, model_path
 from domain_embed.live import Curve
+from domain_embed.profiles import load_profile
 from domain_embed.runs import InputError
 from domain_embed.stages import read_manifest
 
@@ -59,6 +61,32 @@ def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     assert changed and all("LayerNorm" not in name and "embeddings" not in name for name in changed)
     with pytest.raises(InputError, match="'384' is no number of dimensions below the model's 384"):
         run_here("finetune", run_dir, "finetune.matryoshka=['384']")
+
+
+CODE = "from transformers import BertModel\n\n\nclass OwnModel(BertModel):\n    pass\n"
+
+
+def test_a_model_that_comes_with_code_goes_through_the_notebook(tiny_run, tmp_path):
+    run_dir, folder = shutil.copytree(tiny_run[0], tmp_path / "copy"), shutil.copytree(model_path("embedded"), tmp_path / "own")
+    (folder / "own_code.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own_code.OwnModel"}, "architectures": ["OwnModel"]}))
+    options = set_options(f"base_model={folder}", "trust_remote_code=true", "finetune.row_share=0.2")
+    assert_ok(domain_embed("finetune", *options, run_dir))
+    assert (run_dir / "3_finetune/model/own_code.py").exists() and (run_dir / "notebooks/30_finetune.ipynb").exists()
+
+
+def test_the_recipe_s_training(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    recipe = load_profile("recipe")["finetune"]
+    names = ("in_batch_negatives", "checkpoint", "merge", "train_candidates", "draw_from", "temperature", "warmup_steps")
+    asked = [f"finetune.{name}={recipe[name]}" for name in names]
+    manifests = [run_here(stage, run_dir, "prepare.val_fraction=0", *asked) for stage in ("prepare", "finetune")]
+    assert manifests[0]["metrics"]["questions"]["dev"] == 0 and recipe["in_batch_negatives"] is False and recipe["checkpoint"] == "last"
+    tuned, base = (model.state_dict() for model in (load_model(str(run_dir / "3_finetune/model"), 64), load_model("embedded", 64)))
+    assert any(not torch.equal(tuned[name], base[name]) for name in base) and not any("val_ndcg@10" in row for row in read_jsonl(run_dir / "3_finetune/curve.jsonl"))
+    with pytest.raises(InputError, match="train_max_length = 64 is more than max_length = 32"):
+        run_here("finetune", run_dir, "max_length=32", "finetune.train_max_length=64")
 
 
 def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):

@@ -7,11 +7,15 @@ import zipfile
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from conftest import run_here
 from matplotlib.backends.backend_pdf import PdfPages
 
-from domain_embed.beir import read_jsonl, read_passages
+from domain_embed import related
+from domain_embed.beir import Passage, read_jsonl, read_passages
+from domain_embed.generate import Settings, estimate_offline
+from domain_embed.profiles import load_profile
 from domain_embed.review import Decision, decide
 from domain_embed.runs import InputError
 from domain_embed.stages import read_manifest, why_run
@@ -102,14 +106,14 @@ def test_every_format_goes_in(tmp_path):
     run_here("generate", tmp_path / "run", f"generate.documents={folder}", "generate.max_passages=6", "generate.passage_tokens=220", "max_length=256")
     passages = read_passages(tmp_path / "run/1_generate/passages.jsonl")
     found = {p.document: p for p in passages}
-    assert {"manual.pdf", "lease.docx", "notes.rst", "README", "alt.txt", "tickets.jsonl#T-1"} == set(found)
+    assert {"manual.pdf", "lease.docx", "notes.rst", "README", "alt.txt", "tickets.jsonl#T-1", "tickets.jsonl#T-2"} == set(found)
     assert "Prüfung" in found["alt.txt"].text and found["alt.txt"].language == "de"
     assert (found["lease.docx"].title, found["lease.docx"].text) == ("Lease", "The lease of the workshop ends in May.\n\nRent | 900")
     chapters = {p.title: p.text for p in passages if p.document == "manual.pdf"}
     assert chapters.keys() == {f"Chapter {n}" for n in range(1, 13)} and all(f"X{n:03d}" in chapters[f"Chapter {n}"] for n in range(1, 13))
     assert not any("Pump manual, page" in text for text in chapters.values())
     skipped = {r["document"]: r["skipped"] for r in read_jsonl(tmp_path / "run/1_generate/documents.jsonl") if r["skipped"]}
-    assert skipped.keys() == {"broken.pdf", "tickets.jsonl#T-2"} and "cannot be read" in skipped["broken.pdf"]
+    assert skipped.keys() == {"broken.pdf"} and "cannot be read" in skipped["broken.pdf"]
 
 
 def test_exactly_as_many_as_wanted(tiny_run, documents, tmp_path):
@@ -150,9 +154,33 @@ def test_prompts_and_queries_of_the_users_own(documents, tmp_path):
         (f"prompts={own}", "own.yaml have a key 'shouted'"),
         (f"query_examples={queries}", "queries.txt holds no query"),
         ("kinds={poem: 1}", "'poem', which has no prompt"),
+        ("kinds={multi_hop: 1}", "multi_hop alone"),
         ("passage_overlap=40", "more than half of passage_tokens"),
         ("passage_tokens=63", "a passage may have 62 tokens within max_length = 64"),
         ("filters=[spelling]", "'spelling': possible are wording, language"),
     ):
         with pytest.raises(InputError, match=words):
             run_here("generate", tmp_path / "run", f"generate.documents={documents}", f"generate.{setting}")
+
+
+def test_the_recipe_s_scale_is_estimated_without_any_request(tmp_path, monkeypatch):
+    folder, rng = tmp_path / "documents", random.Random(0)
+    folder.mkdir()
+    words = [f"word{n}" for n in range(900)]
+    for n in range(500):
+        sections = ("".join(f"## Section {m}\n\n" + " ".join(rng.choices(words, k=150)) + ".\n\n") for m in range(5))
+        (folder / f"{n}.md").write_text(f"# Document {n}\n\n" + "".join(sections))
+    for name in ("domain_embed.generate.connect", "domain_embed.generate.ask"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("a request was sent"))
+    values = load_profile("nemotron-1b")["generate"] | {"documents": str(folder), "base_model": "embedded", "trust_remote_code": False}
+    generator, judge = estimate_offline(Settings(run_dir=str(tmp_path / "run"), **values))
+    print(generator, judge)
+    assert 1000 <= generator.requests + judge.requests <= 4000  # the recipe: four for each of 500 documents
+
+
+def test_partners_are_searched_once(monkeypatch):
+    passages = [Passage(f"p{n}", f"d{n % 9}", "", f"text {n}") for n in range(90)]
+    calls = []
+    monkeypatch.setattr(related, "search", lambda *arguments, really=related.search: calls.append(1) or really(*arguments))
+    found = related.Related(passages, np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32))
+    assert all(found.partners(n) for n in range(90)) and len(calls) == 1

@@ -10,8 +10,11 @@ import pytest
 import torch
 from conftest import run_here
 from encoders import REAL, REAL_LAYERS, REAL_VOCABULARY, random_encoder
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import MPNetConfig, MPNetModel
 
 from domain_embed.encode import load_model
+from domain_embed.memory import plan_memory
 from domain_embed.runs import InputError
 
 STEPS = """
@@ -61,6 +64,17 @@ def test_memory_is_what_was_computed(tmp_path, hidden, layers, piece, checkpoint
     found = json.loads(done.stdout.splitlines()[-1])
     print({name: f"{size / 2**20:.0f} MiB" for name, size in found.items()})
     assert 0.75 < found["computed"] / found["measured"] < 1.3  # a tenth is the trainer itself
+
+
+def test_a_model_without_gradient_checkpointing():
+    config = MPNetConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = load_model("embedded", 16, device="cpu")
+    model[0].model = MPNetModel(config)
+    model[1] = Pooling(32, "mean")
+    plan = plan_memory(model, 16, 8, autocast=False)
+    assert not plan.gradient_checkpointing and plan.mini_batch_size == 0
+    with pytest.raises(InputError, match="MPNetModel does not support it"):
+        plan_memory(model, 16, 8, autocast=False, checkpointing="on")
 
 
 def through_stages(run_dir, model, *settings):

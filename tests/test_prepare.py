@@ -1,6 +1,8 @@
 """Stage 2 on pairs of all kinds: what it keeps apart, what it hands over, and whom it obeys."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,8 @@ import pytest
 from beir.datasets.data_loader import GenericDataLoader
 from conftest import run_here
 
-from domain_embed.beir import Passage, Question, read_beir, read_passages, write_beir
+from domain_embed.batches import label_batch, plan_batches
+from domain_embed.beir import Passage, Question, read_beir, read_passages, read_questions, write_beir, write_questions
 from domain_embed.encode import encode, load_model, workers
 from domain_embed.recipe import read_training
 from domain_embed.runs import InputError
@@ -197,6 +200,43 @@ def test_what_test_and_training_have_in_common_is_taken_out(pairs, tmp_path, fro
     assert removed["test questions"] + removed["training questions"] > 0 and (removed["test questions"] == 0 or not frozen)
     rows, _ = read_training(folder / "train.json")
     assert {r.question for r in rows} == set(train.queries)
+
+
+def test_more_equal_questions_than_a_search_looks_at_are_all_taken_out(pairs, tmp_path):
+    found = read_beir(pairs, "all")
+    passages = read_passages(pairs / "corpus.jsonl")
+    same = [Question(f"same-{n}-{part}", "how is it cleaned", "factual", [f"{part}#0"], part) for n in range(9) for part in PARTS[:15]]
+    other = [Question(q, text, "factual", list(found.qrels[q]), "") for q, text in found.queries.items() if not q.startswith("tank")]
+    folder = write_beir(tmp_path / "many", passages, [*same, *other], {"all": [q.id for q in (*same, *other)]})
+    frozen = write_beir(tmp_path / "frozen", passages, [Question("new", "how is it cleaned", "factual", ["tank#0"], "tank")], {"test": ["new"]})
+    metrics = prepare(tmp_path / "run", folder, f"frozen_test={frozen}", "max_leak=0", "val_fraction=0", "max_positives=9")["metrics"]
+    texts = set(read_beir(tmp_path / "run/2_prepare/eval_beir", "train").queries.values())
+    assert metrics["leaking_share_left"] == 0 and metrics["taken_out"]["training questions"] > 100 and "how is it cleaned" not in texts
+
+
+def test_questions_that_fail_the_round_trip_are_tested_and_not_trained_on(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    questions = read_questions(run_dir / "1_generate/questions.jsonl")
+    lost = {q.id for q in questions[::2]}
+    write_questions(run_dir / "1_generate/questions.jsonl", [replace(q, round_trip=q.id not in lost) for q in questions])
+    metrics = run_here("prepare", run_dir, "prepare.test_fraction=0.4")["metrics"]
+    sets = {side: read_beir(run_dir / "2_prepare/eval_beir", side).qrels.keys() for side in ("train", "test")}
+    assert lost & sets["test"] and not lost & sets["train"] and metrics["test_fails_round_trip"] == len(lost & sets["test"])
+    evaluated = [run_here(stage, run_dir, "prepare.test_fraction=0.4")["metrics"] for stage in ("finetune", "evaluate")][1]
+    sides = evaluated["sets"]["generated"]["round_trip"]
+    assert sides["fails"]["queries"] == len(lost & sets["test"]) and sides["succeeds"]["queries"] == len(sets["test"] - lost)
+
+
+def test_the_threshold_decides_what_is_trained_on(pairs, tmp_path):
+    trained = {}
+    for fraction, others in (("0.95", ()), ("0.5", ()), ("0.95", ("skip_ranks=4",)), ("0.95", ("mask_neighbours=1",)), ("0.95", ("num_negatives=2",)), ("0.95", ("sample_from=9",))):
+        prepare(tmp_path / "run", pairs, "max_leak=1", f"max_positive_fraction={fraction}", *others)
+        rows, texts = read_training(tmp_path / "run/2_prepare/train.json")
+        plan = plan_batches(rows, dict.fromkeys(texts, 1), 4, 0, 8, 1, seed=0)
+        batches = [(sorted((e.row.id, e.candidates) for e in batch), label_batch(batch, {})[1].tolist()) for batch in plan]
+        trained[fraction, others] = ([(r.id, r.negatives, r.masked) for r in rows], batches)
+    first, *changed = trained.values()
+    assert all(rows != first[0] and batches != first[1] for rows, batches in changed)
 
 
 def test_a_passage_that_holds_a_test_passage_is_no_negative(pairs, tmp_path):
