@@ -23,7 +23,7 @@ from domain_embed.batches import plan_batches
 from domain_embed.beir import read_beir
 from domain_embed.encode import load_model, token_lengths
 from domain_embed.recipe import read_training
-from domain_embed.training import BatchLoss, Collator, Objective, _bf16, _in_order, without_dropout
+from domain_embed.training import BatchLoss, Collator, Objective, _in_order, has_fast_bf16, without_dropout
 
 BATCH, NEGATIVES, LENGTH, TEMPERATURE = 16, 3, 128, 0.02
 
@@ -75,9 +75,8 @@ def main() -> None:
     rows, _ = read_training(options.run / "2_prepare/train.json")
     rows = [row for row in rows if len(row.negatives) >= NEGATIVES][: BATCH * options.steps]
     texts = {p.id: p.content for p in read_beir(options.run / "2_prepare/eval_beir", split="dev").passages}
-    negatives = [[p for p, _ in row.negatives[:NEGATIVES]] for row in rows]
     lengths = dict(zip(texts, token_lengths(load_model("embedded", LENGTH), list(texts.values())).tolist(), strict=True))
-    plan = plan_batches(rows, negatives, lengths, NEGATIVES, BATCH, 1, seed=0)
+    plan = plan_batches(rows, lengths, NEGATIVES, NEGATIVES, BATCH, 1, seed=0)
     order = [example for batch in plan for example in batch]  # the peer gets the very same batches
     columns = {"anchor": [e.row.query for e in order], "positive": [texts[e.row.positive] for e in order]}
     columns |= {f"negative_{n}": [texts[e.candidates[n]] for e in order] for n in range(NEGATIVES)}
@@ -102,16 +101,16 @@ def main() -> None:
             arguments={"per_device_train_batch_size": 1, "batch_sampler": _in_order},
             train_dataset=Dataset.from_dict({"batch": list(range(len(plan)))}),
             loss=BatchLoss(model, Objective(TEMPERATURE)),
-            data_collator=Collator(model, plan, texts, {}),
+            data_collator=Collator(model, plan, texts, {}, in_batch=True),
         )
 
     ways = {
         "sentence-transformers' trainer": peer,
         "the same, without dropout": lambda: peer(dropout=False),
-        "the same, without dropout, bfloat16": lambda: peer(_bf16(), dropout=False),
+        "the same, without dropout, bfloat16": lambda: peer(has_fast_bf16(), dropout=False),
         "ours with dropout, float32": lambda: ours(bf16=False, dropout=True),
         "ours, float32": lambda: ours(bf16=False),
-        "ours": lambda: ours(_bf16()),
+        "ours": lambda: ours(has_fast_bf16()),
     }
     clocks: dict[str, list[Clock]] = {name: [] for name in ways}
     for _ in range(options.rounds):
