@@ -29,11 +29,11 @@ def main() -> None:
     mixed = random.sample(passages, options.texts // 2) + random.sample([q for s in sets for q in s.queries.values()], options.texts // 2)
     random.shuffle(mixed)
     long = [text for text, n in zip(passages, token_lengths(model, passages), strict=True) if n >= 250]
-    kinds = {"uniform": long[: options.texts // 4], "mixed": mixed, "repeated": mixed + mixed[: options.texts // 3]}
+    question_types = {"uniform": long[: options.texts // 4], "mixed": mixed, "repeated": mixed + mixed[: options.texts // 3]}
     print(
         "| texts | number | tokens, mean | ours, seconds | SentenceTransformer.encode | ratio (median of pairs) | largest difference |\n|---|---|---|---|---|---|---|"
     )
-    for name, texts in kinds.items():
+    for name, texts in question_types.items():
         took: list[tuple[float, float]] = []
         for n in range(options.repeats):
             pair = {}

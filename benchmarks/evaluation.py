@@ -35,12 +35,12 @@ def make_both(folder: Path, passages: int, queries: int) -> None:
 def ours(folder: Path) -> tuple[Peak, dict[str, float], float]:
     from domain_embed.baselines import search_source
     from domain_embed.beir import Passage, RetrievalSet
-    from domain_embed.certainty import judge_change
-    from domain_embed.comparison import Encoder, Source
     from domain_embed.encode import cached
     from domain_embed.evaluate import summarise
     from domain_embed.metrics import per_query
     from domain_embed.search import ranking
+    from domain_embed.significance import judge_change
+    from domain_embed.systems import Encoder, Source
 
     own, asked = np.load(folder / "own.npy"), np.load(folder / "queries.npy")
     vectors = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("base", "tuned")}

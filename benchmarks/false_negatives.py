@@ -14,9 +14,9 @@ import numpy as np
 
 from domain_embed.beir import Passage, Question, read_beir
 from domain_embed.encode import encode_cached, load_model
-from domain_embed.mining import KEPT, Window, deepen, judge, look, masked_rows
-from domain_embed.opinions import look_fused
-from domain_embed.pictures import shares
+from domain_embed.mining import KEPT, Candidates, extend, masked_rows, retrieve_candidates, select_negatives
+from domain_embed.plots import shares
+from domain_embed.rescoring import retrieve_fused
 
 LINES, NEGATIVES, CANDIDATES = (1e9, 1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7), 5, 100
 
@@ -32,11 +32,11 @@ def questions_of(folder: Path) -> tuple[list[Passage], list[Question], list[set[
     return found.passages, questions, hidden
 
 
-def table(name: str, windows: Callable[[float], Window], questions: list[Question], hidden: list[set[str]]) -> None:
+def table(name: str, windows: Callable[[float], Candidates], questions: list[Question], hidden: list[set[str]]) -> None:
     every = sum(map(len, hidden))
     for line in LINES:
         window = windows(line)
-        kept = judge(window, NEGATIVES, line) == KEPT
+        kept = select_negatives(window, NEGATIVES, line) == KEPT
         wrong = sum(len({window.passages[r] for r in window.rows[n, kept[n]]} & hidden[n]) for n in range(len(questions)))
         rows = sum(bool({window.passages[r] for r in window.rows[n, kept[n]]} & hidden[n]) for n in range(len(questions)))
         label = "naive" if line == 1e9 else f"{line:.2f}"
@@ -61,11 +61,11 @@ def main() -> None:
         of_passages = encode_cached(options.cache, model, [p.content for p in passages], "document")
         of_questions = encode_cached(options.cache, model, [q.text for q in questions], "query")
         everyone, masked = np.ones(len(passages), dtype=bool), masked_rows(questions, passages)
-        window, _ = look(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
-        fused = look_fused(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
+        window, _ = retrieve_candidates(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
+        fused = retrieve_fused(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
 
-        def deep(line: float, window: Window = window, masked: list = masked, v: tuple = (of_questions, of_passages, everyone)) -> Window:
-            return window if line == 1e9 else deepen(window, *v, masked, NEGATIVES, line)
+        def deep(line: float, window: Candidates = window, masked: list = masked, v: tuple = (of_questions, of_passages, everyone)) -> Candidates:
+            return window if line == 1e9 else extend(window, *v, masked, NEGATIVES, line)
 
         table(f"{folder.name}, cosine", deep, questions, hidden)
         table(f"{folder.name}, cosine and BM25", lambda _, fused=fused: fused, questions, hidden)

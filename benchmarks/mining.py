@@ -65,8 +65,8 @@ class Peak:
 
 def ours(folder: Path) -> tuple[Peak, dict[str, list[str]], float]:
     from domain_embed.beir import Passage, Question
-    from domain_embed.mining import deepen, judge, look, masked_rows
-    from domain_embed.rows import training_rows
+    from domain_embed.mining import extend, masked_rows, retrieve_candidates, select_negatives
+    from domain_embed.training_rows import training_rows
 
     asked, own = np.load(folder / "queries.npy"), np.load(folder / "own.npy")
     vectors = np.load(folder / "passages.npy", mmap_mode="r")
@@ -75,10 +75,10 @@ def ours(folder: Path) -> tuple[Peak, dict[str, list[str]], float]:
     allowed = np.ones(len(passages), dtype=bool)
     with Peak() as peak:
         masked = masked_rows(questions, passages)
-        window, _ = look(questions, passages, asked, vectors, allowed, CANDIDATES, masked)
+        window, _ = retrieve_candidates(questions, passages, asked, vectors, allowed, CANDIDATES, masked)
         looked = time.perf_counter()
-        window = deepen(window, asked, vectors, allowed, masked, NEGATIVES, FRACTION)
-        rows = training_rows(questions, window, judge(window, NEGATIVES, FRACTION), masked)
+        window = extend(window, asked, vectors, allowed, masked, NEGATIVES, FRACTION)
+        rows = training_rows(questions, window, select_negatives(window, NEGATIVES, FRACTION), masked)
     return peak, {r.query: [n for n, _ in r.negatives] for r in rows}, looked - peak.start
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     for llm in options.llms:
         run_dir = options.runs / Path(llm).stem
-        settings = (f"llm={llm}", f"max_passages={options.passages}", "questions_per_passage=3", f"kinds={KINDS}")
+        settings = (f"llm={llm}", f"max_passages={options.passages}", "questions_per_passage=3", f"question_types={KINDS}")
         command = [Path(sys.executable).parent / "domain-embed", "generate", "--documents", options.corpus, run_dir]
         subprocess.run([*command, *(part for s in settings for part in ("--set", f"generate.{s}"))], check=True)
         m = json.loads((run_dir / "1_generate/manifest.json").read_text())["metrics"]

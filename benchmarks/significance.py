@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from domain_embed import certainty
+from domain_embed import significance
 from domain_embed.beir import read_beir
 from domain_embed.breakdown import clusters_of
 from domain_embed.encode import encode, load_model
@@ -60,7 +60,7 @@ def bootstrap_t(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[flo
 
 def jackknife_t(values: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
     "The jackknife over documents with Student's t, without a correction for skewness."
-    found, mean = certainty._jackknife(values, cluster), float(values.mean())
+    found, mean = significance._jackknife(values, cluster), float(values.mean())
     t = float(stats.t.ppf(0.975, found.freedom))
     return mean - t * found.error, mean + t * found.error
 
@@ -79,7 +79,7 @@ def bca(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float, floa
 
 
 INTERVALS = {
-    "ours": lambda values, cluster, seed: certainty.interval(values, cluster),
+    "ours": lambda values, cluster, seed: significance.interval(values, cluster),
     "jackknife and t": lambda values, cluster, seed: jackknife_t(values, cluster),
     "bootstrap-t": bootstrap_t,
     "BCa": bca,
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", type=Path)
     parser.add_argument("--trials", type=int, default=2000)
     options = parser.parse_args()
-    certainty.DRAWS = 2000  # the simulation's own noise is larger
+    significance.DRAWS = 2000  # the simulation's own noise is larger
     cases: dict[str, tuple] = {}
     for documents in (20, 50, 150):
         truth = float(simulate(np.random.default_rng(1), 400_000, 0.5)[0].mean())
@@ -140,7 +140,7 @@ def main() -> None:
                 change, cluster = draw(rng, documents)
                 if not gain:
                     change = change * (rng.integers(2, size=documents) * 2 - 1)[cluster]
-                    alarms += certainty.randomisation_p(change, cluster, trial) <= 0.05
+                    alarms += significance.randomisation_p(change, cluster, trial) <= 0.05
                 for kind, interval in INTERVALS.items():
                     low, high = interval(change, cluster, trial)
                     held[kind][gain] += low <= true <= high

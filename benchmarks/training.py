@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from domain_embed.batches import plan_batches
 from domain_embed.beir import read_beir
 from domain_embed.encode import load_model, token_lengths
-from domain_embed.recipe import read_training
+from domain_embed.nvidia_format import read_training
 from domain_embed.training import BatchLoss, Collator, Objective, _in_order, has_fast_bf16, without_dropout
 
 BATCH, NEGATIVES, LENGTH, TEMPERATURE = 16, 3, 128, 0.02

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .recipe import TrainingRow
+from .nvidia_format import TrainingRow
 
 # %% ../nbs/33_batches.ipynb #25128c63
 def batch_size_for(
@@ -57,14 +57,14 @@ def plan_batches(
     rows: Sequence[TrainingRow],
     lengths: dict[str, int],  # passage id → its length, in tokens or any other unit
     candidates: int,  # negatives drawn for a row, at most
-    draw_from: int,  # hardest negatives of a row that they are drawn from; 0: all
+    negative_pool: int,  # hardest negatives of a row that they are drawn from; 0: all
     batch_size: int,
     epochs: int,
     seed: int,
 ) -> list[list[Example]]:  # batches, in the order of the steps
     "All batches of a training."
     rng, batches = np.random.default_rng(seed), []
-    pools = [[p for p, _ in row.negatives][: draw_from or None] for row in rows]
+    pools = [[p for p, _ in row.negatives][: negative_pool or None] for row in rows]
     for _ in range(epochs):
         order = rng.permutation(len(rows))
         epoch = []

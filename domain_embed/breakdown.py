@@ -19,10 +19,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from .beir import Question, RetrievalSet, units
-from .certainty import LEAST as LEAST_DOCUMENTS
-from .certainty import holm, interval, randomisation_p
 from .runs import InputError, literal
 from .search import near_duplicates, words
+from .significance import LEAST as LEAST_DOCUMENTS
+from .significance import holm, interval, randomisation_p
 
 # %% ../nbs/42_breakdown.ipynb #8539be3e
 LENGTHS = ((4, "1 to 4 words"), (8, "5 to 8 words"), (16, "9 to 16 words"))  # most words, the group's name

@@ -20,10 +20,10 @@ import numpy as np
 
 from .beir import RetrievalSet, read_beir
 from .encode import encode_cached, load_model
-from .exported import Endpoint, parity, sample_set
+from .inference import Endpoint, parity, sample_set
+from .manifests import artefact, open_stage, read_manifest
 from .profiles import StageSettings, check_parameters
 from .runs import InputError, write_json
-from .stages import artefact, open_stage, read_manifest
 
 # %% ../nbs/60_deploy.ipynb #8c96103a
 GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
@@ -52,20 +52,20 @@ def _free_port() -> int:
 @contextmanager
 def served(
     command: list[str],  # from `serve_command`
-    ready_seconds: float,
+    startup_timeout: float,
 ) -> Iterator[str]:  # base URL, .../v1
     "A running server; stopped at the end."
     url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
     with subprocess.Popen([*command, "--until-eof"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
         try:
-            deadline = time.monotonic() + ready_seconds
+            deadline = time.monotonic() + startup_timeout
             while not _ready(url):
                 if server.poll() is not None:
                     raise InputError(
                         f"the server ended before it was ready: {server.stderr.read().strip().splitlines()[-1:]}: run {' '.join(command)} to see why"
                     )
                 if time.monotonic() > deadline:
-                    raise InputError(f"the server was not ready after {ready_seconds} s: raise deploy.ready_seconds")
+                    raise InputError(f"the server was not ready after {startup_timeout} s: raise deploy.startup_timeout")
                 time.sleep(0.2)
             yield url
         finally:
@@ -85,11 +85,11 @@ class Settings(StageSettings):
     "The parameters above."
 
     run_dir: str
-    graph: str
+    precision: str
     model_name: str
     check_passages: int
     max_ndcg_change: float
-    ready_seconds: int
+    startup_timeout: int
     seed: int
 
 
@@ -110,7 +110,7 @@ def run_deploy(
         stage.read(artefact(run_dir, "finetune", "model"))
         test = sample_set(whole, s.check_passages, s.seed)
         reference = _reference(run_dir, evaluated["parameters"], whole, test)
-        with served(serve_command(run_dir, s.graph, s.model_name, "127.0.0.1", _free_port()), s.ready_seconds) as url:
+        with served(serve_command(run_dir, s.graph, s.model_name, "127.0.0.1", _free_port()), s.startup_timeout) as url:
             endpoint = Endpoint(url, s.model_name)
             answers = endpoint.ask(list(test.queries.values()), "query"), endpoint.ask([p.content for p in test.passages], "document")
         result = parity(test, reference, answers)

@@ -18,17 +18,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
-from .baselines import Searched, search_rows, time_rows
+from .baselines import Searched, search_systems, time_systems
 from .beir import RetrievalSet, read_beir, write_jsonl
 from .breakdown import break_down, clusters_of, describe_queries, draw_map, moved
-from .certainty import LEAST, holm, interval, judge_change, randomisation_p
-from .comparison import Row, Source, open_encoder, parse_row
 from .encode import cut_fraction, encode_cached, load_base, load_model, revision_of
+from .manifests import Stage, artefact, open_stage, read_manifest, why_run
 from .metrics import K_VALUES, beir_difference, per_query
 from .profiles import StageSettings, check_parameters
 from .runs import InputError, literal, stage_folder, write_json
 from .search import ranking
-from .stages import Stage, artefact, open_stage, read_manifest, why_run
+from .significance import LEAST, holm, interval, judge_change, randomisation_p
+from .systems import System, Source, open_encoder, parse_system
 
 # %% ../nbs/40_evaluate.ipynb #4bfc4a27
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Settings(StageSettings):
 
     run_dir: str
     test_set: str
-    rows: list
-    guard_sets: list
-    worth: float
+    systems: list
+    out_of_domain_sets: list
+    min_gain: float
     trusted_models: list
-    reranked: int
+    rerank_top_k: int
     map_passages: int
-    endpoint_key_variable: str
+    endpoint_api_key_env: str
     base_model: str
     max_length: int
     query_prompt: str
@@ -56,11 +56,11 @@ class Settings(StageSettings):
         check_parameters("evaluate", self.parameters(), "40_evaluate")
         named = {word for row in self.others() for word in (row.reranker, *(word for source in row.sources for word in source.words))}
         if unused := [name for name in self.trusted_models if name not in named]:
-            raise InputError(f"evaluate.trusted_models has {unused[0]!r}, which evaluate.rows does not name: correct the name")
+            raise InputError(f"evaluate.trusted_models has {unused[0]!r}, which evaluate.systems does not name: correct the name")
 
-    def others(self) -> list[Row]:
+    def others(self) -> list[System]:
         "What is compared beside base and tuned."
-        return [parse_row(text) for text in dict.fromkeys(row.strip() for row in self.rows) if text not in OWN]
+        return [parse_system(text) for text in dict.fromkeys(row.strip() for row in self.systems) if text not in OWN]
 
 # %% ../nbs/40_evaluate.ipynb #fd07829a
 SHOWN = ("nDCG@10", "Recall@10", "MRR@10", "MAP@10")
@@ -111,7 +111,7 @@ def recipe_results(
 def remarks(
     sets: dict[str, dict],  # set → its metrics
     deciding: str,  # the set whose verdict counts
-    rows: Sequence[Row],
+    rows: Sequence[System],
 ) -> list[str]:  # sentences
     "What the verdict on the tuned model does not say, and its reader should know."
     said, own = [], sets[deciding]
@@ -162,7 +162,7 @@ def _panel(axes: plt.Axes, names: Sequence[str], values: Sequence[dict], label: 
 
 def plot_metrics(
     sets: dict[str, dict],  # set → its metrics
-    worth: float,
+    min_gain: float,
 ) -> Figure:
     "nDCG@10 of every row, and its change from the base model, with 95% intervals."
     sizes = [len(values["rows"]) + 1 for values in sets.values()]
@@ -171,7 +171,7 @@ def plot_metrics(
         _panel(left, list(values["rows"]), [v["nDCG@10"] for v in values["rows"].values()], "nDCG@10, 95% interval")
         _panel(right, list(values["changes"]), [v["nDCG@10"] for v in values["changes"].values()], "change from base, 95% interval")
         right.axvline(0, color="black", linewidth=0.8)
-        right.axvline(worth, color="black", linewidth=0.8, linestyle=":")
+        right.axvline(min_gain, color="black", linewidth=0.8, linestyle=":")
         left.set_title(f"{literal(name)}: {values['queries']} queries, {values['documents']} documents", loc="left", fontsize=10)
     figure.tight_layout()
     return figure
@@ -205,10 +205,10 @@ def judge_set(
     stage: Stage,
     name: str,  # of the set
     test: RetrievalSet,
-    found: dict[str, Searched],  # by row, from `search_rows`
+    found: dict[str, Searched],  # by row, from `search_systems`
     base: SentenceTransformer,
     guard: bool,  # a set of another domain: nothing but what was forgotten is asked
-    worth: float,
+    min_gain: float,
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # per-query metrics and the ten best, of every row
     "Score what the rows found, and write down what it says."
@@ -232,11 +232,11 @@ def judge_set(
     values |= {"documents_known": test.documents_known, "beir_difference": max(differences), "round_trip": _by_round_trip(test, ndcg)}
     values["passages_cut"] = round(cut_fraction(base, [p.content for p in test.passages], "document"), 4)
     values["queries_cut"] = round(cut_fraction(base, list(test.queries.values()), "query"), 4)
-    stage.timings[name] = time_rows(found, list(test.queries.values()))
+    stage.timings[name] = time_systems(found, list(test.queries.values()))
     write_json(stage.folder / name / "eval_results.json", recipe_results(tables))
     if not guard:
         values["groups"] = break_down(ndcg["base"].to_numpy(), ndcg["tuned"].to_numpy(), describe_queries(test), documents, seed)
-        values["verdict"] = asdict(judge_change((ndcg["tuned"] - ndcg["base"]).to_numpy(), documents, seed, worth))
+        values["verdict"] = asdict(judge_change((ndcg["tuned"] - ndcg["base"]).to_numpy(), documents, seed, min_gain))
         write_jsonl(stage.folder / name / "moved.jsonl", moved(ndcg["tuned"] - ndcg["base"], test, kept))
     stage.metrics["sets"][name] = values
     each = [table.rename_axis("query").reset_index().assign(set=name, row=row) for row, table in tables.items()]
@@ -248,29 +248,29 @@ def run_evaluate(
 ) -> dict:  # the stage's manifest
     "Compare the base model, the tuned one, and whatever else is asked for."
     s.check()
-    own, others = [parse_row(name) for name in OWN], s.others()
+    own, others = [parse_system(name) for name in OWN], s.others()
     with open_stage(s.run_dir, "evaluate", s.parameters()) as stage:
         if stage.done:
             return stage.manifest
         folders = {"generated": artefact(s.run_dir, "prepare", "eval_beir")} | ({"human": Path(s.test_set)} if s.test_set else {})
-        guards = _guards(s.guard_sets)
+        guards = _guards(s.out_of_domain_sets)
         sets = {name: read_beir(stage.read(folder)) for name, folder in (folders | guards).items()}
         _read_files(stage, others, s.run_dir)
         base = load_base(s)
         tuned = load_model(str(stage.read(artefact(s.run_dir, "finetune", "model"))), s.max_length, trust_remote_code=s.trust_remote_code)
-        encoder = functools.cache(lambda name: open_encoder(Source(name), base, tuned, s.max_length, s.trusted_models, s.endpoint_key_variable))
+        encoder = functools.cache(lambda name: open_encoder(Source(name), base, tuned, s.max_length, s.trusted_models, s.endpoint_api_key_env))
         cache, tables, best = Path(s.run_dir) / "cache" / "vectors", [], []
         stage.metrics |= {"deciding": "human" if s.test_set else "generated", "sets": {}, "base_model_revision": revision_of(base)}
         for name, test in sets.items():
             compared = own if name in guards else [*own, *others]
-            found = search_rows(compared, test, lambda source: encoder(source.name), cache, s.reranked, 2 * s.max_length, s.trusted_models)
-            of_all, ten = judge_set(stage, name, test, found, base, name in guards, s.worth, s.seed)
+            found = search_systems(compared, test, lambda source: encoder(source.name), cache, s.rerank_top_k, 2 * s.max_length, s.trusted_models)
+            of_all, ten = judge_set(stage, name, test, found, base, name in guards, s.min_gain, s.seed)
             tables.append(of_all)
             best.append(ten)
         stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], others)
         pd.concat(tables).to_parquet(stage.folder / "per_query.parquet", index=False)
         pd.concat(best).to_parquet(stage.folder / "rankings.parquet", index=False)
-        figures = {"metrics": plot_metrics(stage.metrics["sets"], s.worth)}
+        figures = {"metrics": plot_metrics(stage.metrics["sets"], s.min_gain)}
         if s.map_passages:
             figures["map"] = _map({"base": base, "tuned": tuned}, sets[stage.metrics["deciding"]], cache, s.map_passages, s.seed)
         for name, figure in figures.items():
@@ -287,7 +287,7 @@ def _guards(folders: Sequence[str]) -> dict[str, Path]:
     return names
 
 
-def _read_files(stage: Stage, rows: Sequence[Row], run_dir: str) -> None:
+def _read_files(stage: Stage, rows: Sequence[System], run_dir: str) -> None:
     "Record the models and graphs that rows name; a graph of this run must be of its tuned model."
     for name in {word for row in rows for source in row.sources for word in source.words} | {row.reranker for row in rows if row.reranker}:
         path = Path(name)

@@ -19,11 +19,11 @@ from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.figure import Figure
 
 from .beir import Passage, read_beir, read_jsonl, read_passages
-from .mining import KEPT, POSITIVE, VERDICTS, Window
-from .pictures import EDGES, bars_of, count, draw_queries, draw_scores, draw_shares, panels, shares
-from .rows import read_scores
+from .manifests import artefact, read_manifest
+from .mining import KEPT, POSITIVE, VERDICTS, Candidates
+from .plots import EDGES, bars_of, count, draw_queries, draw_scores, draw_shares, panels, shares
 from .runs import InputError, write_atomic, write_json
-from .stages import artefact, read_manifest
+from .training_rows import read_scores
 
 # %% ../nbs/23_explorer.ipynb #18130cd9
 MARK = ("relevant", "false", "none")
@@ -102,17 +102,17 @@ class Explorer:
     def __init__(
         self,
         run_dir: str | Path,  # run folder: gets marks.jsonl
-        window: Window,  # from `mining.read_scores`
+        window: Candidates,  # from `mining.read_scores`
         questions: dict[str, tuple[str, str, list[str]]],  # id → text, kind, ids of its positives
         passages: dict[str, Passage],  # by id
-        settings: dict[str, float],  # of `judge`: num_negatives, max_positive_fraction, and more
+        settings: dict[str, float],  # of `select_negatives`: num_negatives, max_positive_fraction, and more
     ):
         self.run_dir, self.window, self.questions, self.passages = Path(run_dir), window, questions, passages
         self.marks = read_marks(self.run_dir / "marks.jsonl")
         self.more = {name: value for name, value in settings.items() if name not in ("num_negatives", "max_positive_fraction")}
         self.share = shares(window)
         self.bar = bars_of(self.share)
-        self.kinds = np.array([questions[q][1] for q in window.queries])
+        self.question_types = np.array([questions[q][1] for q in window.queries])
         self.documents = np.array([passages[questions[q][2][0]].document for q in window.queries])
         self.listed: list[tuple[int, int]] = []
         wide = {"description_width": "11em"}
@@ -121,7 +121,7 @@ class Explorer:
         self.line = ipywidgets.FloatSlider(fraction, min=min(0.5, fraction), max=1.0, step=0.01, description="Line (share)", style=wide)
         self.line.layout.width = "28em"
         self.wanted = ipywidgets.IntSlider(wanted, min=1, max=max(20, wanted), description="Negatives a question", style=wide)
-        self.kind = ipywidgets.Dropdown(options=["all kinds", *np.unique(self.kinds)], description="Kind", style=wide)
+        self.kind = ipywidgets.Dropdown(options=["all kinds", *np.unique(self.question_types)], description="Kind", style=wide)
         self.document = ipywidgets.Dropdown(options=["all documents", *np.unique(self.documents)], description="Document", style=wide)
         self.page = ipywidgets.IntSlider(1, min=1, max=max(1, -(-len(window.queries) // PAGE)), description="Page of questions", style=wide)
         self.list = ipywidgets.Select(options=[], rows=6, description="Candidates", layout={"width": "98%"})
@@ -149,7 +149,7 @@ class Explorer:
 
     def renew(self) -> None:
         "Judge again, count again, draw again."
-        chosen = np.isin(self.kind.value, ["all kinds"]) | (self.kinds == self.kind.value)
+        chosen = np.isin(self.kind.value, ["all kinds"]) | (self.question_types == self.kind.value)
         chosen &= np.isin(self.document.value, ["all documents"]) | (self.documents == self.document.value)
         self.counted = c = count(self.window, self.bar, chosen, self.wanted.value, self.line.value, **self.more)
         looked = max(1, int(c.bars.sum()))
@@ -246,5 +246,5 @@ def open_explorer(
     window, _ = read_scores(artefact(run_dir, "prepare", "scores.parquet"))
     queries, positives = {q["_id"]: q for q in read_jsonl(folder / "queries.jsonl")}, read_beir(folder, "train").qrels
     questions = {q: (queries[q]["text"], queries[q]["metadata"]["kind"], list(positives[q])) for q in window.queries}
-    settings = {name: used[name] for name in ("num_negatives", "max_positive_fraction", "min_margin", "skip_ranks", "sample_from", "seed")}
+    settings = {name: used[name] for name in ("num_negatives", "max_positive_fraction", "absolute_margin", "range_min", "sampling_strategy", "sampling_pool", "seed")}
     return Explorer(run_dir, window, questions, {p.id: p for p in read_passages(folder / "corpus.jsonl")}, settings)

@@ -12,11 +12,11 @@ import onnxruntime
 
 from .beir import read_beir
 from .encode import encode, load_model
-from .exported import embed_set, load_exported, ndcg10, parity, sample_set
+from .inference import embed_set, load_exported, ndcg10, parity, sample_set
+from .manifests import artefact, open_stage
 from .onnx_export import export_onnx, graph_bytes, quantize_int8
 from .profiles import StageSettings, check_parameters
 from .runs import InputError, write_json
-from .stages import artefact, open_stage
 from .tensorrt_export import build_engine, why_no_tensorrt
 
 # %% ../nbs/50_export.ipynb #505d2609

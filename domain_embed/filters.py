@@ -18,9 +18,9 @@ import numpy as np
 
 from .beir import Passage, Question
 from .documents import languages
-from .llm import LLM, Job, Replies, ask
-from .questions import Way, fill, load_prompts, mark_of, read_objects, response_format, schema_object
-from .related import identifiers
+from .llm import LLM, Job, ResponseCache, complete
+from .multihop import identifiers
+from .questions import PromptStyle, fill, load_prompts, mark_of, read_objects, response_format, schema_object
 from .search import bm25_index, bm25_top_k, top_k, words
 
 # %% ../nbs/14_filters.ipynb #0e4b8f32
@@ -193,7 +193,7 @@ def _scores_problem(number: int, reply: str) -> str:
 def judge_job(
     questions: Sequence[Question],  # about the same passage
     passages: dict[str, Passage],  # by id
-    way: Way,
+    way: PromptStyle,
 ) -> Job:
     "Ask for the scores of some questions."
     ids = list(dict.fromkeys(p for q in questions for p in q.positives))
@@ -225,14 +225,14 @@ def judge(
     llm: LLM,
     questions: Sequence[Question],
     passages: dict[str, Passage],  # by id
-    way: Way,
-    replies: Replies,
+    way: PromptStyle,
+    replies: ResponseCache,
     threshold: int,  # of "overall"
-    budget: float,  # as `ask`
+    budget: float,  # as `complete`
 ) -> tuple[list[Question], dict[str, str]]:  # with their scores; question id → "judged below the threshold" or "not judged"
     "Judge all questions, and say which have too low a score."
     groups = judge_groups(questions)
-    answers = ask(llm, [judge_job(group, passages, way) for group in groups], replies, budget, desc="judging")
+    answers = complete(llm, [judge_job(group, passages, way) for group in groups], replies, budget, desc="judging")
     found = {}
     for group, (answer,) in zip(groups, answers, strict=True):
         found |= {group[n - 1].id: scores for n, scores in read_scores(answer.text or answer.reply, len(group)).items()}

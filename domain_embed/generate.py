@@ -22,15 +22,15 @@ from .beir import Passage, Question, write_jsonl, write_passages, write_question
 from .documents import Corpus, is_corpus, read_corpus, skipped_by_type
 from .encode import cut_fraction, encode, encode_cached, load_base, model_path, revision_of, token_lengths
 from .filters import FILTERS, filter_questions, funnel, judge, judge_groups, judge_job, round_trip
-from .llm import LLM, Answer, Forecast, Replies, ask, connect, embedded_llm, forecast, forecast_offline, local_llm
+from .llm import LLM, Answer, Forecast, ResponseCache, complete, connect, embedded_llm, forecast, forecast_offline, local_llm
+from .manifests import Stage, open_stage
+from .multihop import Related, coverage, draw
+from .nvidia_format import write_generated
 from .profiles import StageSettings, check_parameters
-from .questions import MULTI_HOP, PILOT, Asked, Way, collect, find_way, load_prompts, plan, prompt_files, read_queries
-from .recipe import write_generated
-from .related import Related, coverage, draw
+from .questions import MULTI_HOP, PILOT, PromptStyle, QuestionRequest, collect, find_way, load_prompts, plan, prompt_files, read_queries
 from .review import apply_decisions, read_decisions
 from .runs import InputError
 from .search import words
-from .stages import Stage, open_stage
 
 # %% ../nbs/10_generate.ipynb #58e47532
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Settings(StageSettings):
     max_passages: int
     passages_per_document: int
     questions_per_passage: int
-    target_questions: int
-    kinds: dict
+    num_questions: int
+    question_types: dict
     query_examples: str
     prompts: str
     filters: list
@@ -56,19 +56,19 @@ class Settings(StageSettings):
     duplicate_cosine: float
     llm: str
     llm_base_url: str
-    llm_key_variable: str
-    llm_style: str
+    llm_api_key_env: str
+    prompt_style: str
     llm_max_tokens: int
     llm_concurrency: int
     llm_retries: int
     llm_timeout: float
-    llm_price_in: float
-    llm_price_out: float
+    llm_input_price: float
+    llm_output_price: float
     max_budget: float
     judge_llm: str
     judge_base_url: str
-    judge_key_variable: str
-    judge_threshold: int
+    judge_api_key_env: str
+    min_judge_score: int
     base_model: str
     max_length: int
     query_prompt: str
@@ -85,14 +85,14 @@ class Settings(StageSettings):
             raise InputError(f"{self.documents} does not exist: give a folder of documents, or a BEIR corpus.jsonl")
         if self.passage_overlap > self.passage_tokens // 2:
             raise InputError(f"generate.passage_overlap {self.passage_overlap} is more than half of passage_tokens {self.passage_tokens}: lower it")
-        if self.max_budget and not (self.llm_price_in or self.llm_price_out):
-            raise InputError("generate.max_budget needs prices: set generate.llm_price_in and generate.llm_price_out, per million tokens")
+        if self.max_budget and not (self.llm_input_price or self.llm_output_price):
+            raise InputError("generate.max_budget needs prices: set generate.llm_input_price and generate.llm_output_price, per million tokens")
         if unknown := [name for name in self.filters if name not in FILTERS]:
             raise InputError(f"generate.filters has {unknown[0]!r}: possible are {', '.join(FILTERS)}")
-        known = load_prompts("en", self.prompts)["kinds"]
-        if wrong := [k for k in self.kinds if k not in known and k != MULTI_HOP]:
+        known = load_prompts("en", self.prompts)["question_types"]
+        if wrong := [k for k in self.question_types if k not in known and k != MULTI_HOP]:
             possible = f"{', '.join(known)}, {MULTI_HOP}, and what generate.prompts adds"
-            raise InputError(f"generate.kinds has {wrong[0]!r}, which has no prompt: possible are {possible}")
+            raise InputError(f"generate.question_types has {wrong[0]!r}, which has no prompt: possible are {possible}")
 
 # %% ../nbs/10_generate.ipynb #d64259cd
 MIN_PASSAGE_WORDS = 8
@@ -126,7 +126,7 @@ def passages_to_ask(
         of_document[passages[n].document] += 1
         within = not s.passages_per_document or of_document[passages[n].document] <= s.passages_per_document
         (first if within else rest).append(n)
-    return [*first, *(rest if s.target_questions else [])][: s.max_passages or None]
+    return [*first, *(rest if s.num_questions else [])][: s.max_passages or None]
 
 
 def _corpus_of(s: Settings, tokenizer: PreTrainedTokenizerBase) -> Corpus:
@@ -145,7 +145,7 @@ def _read(s: Settings) -> _Corpus:
     found = _corpus_of(s, model.tokenizer)
     vectors = encode_cached(Path(s.run_dir) / "cache" / "vectors", model, [p.content for p in found.passages], "document", desc="encoding passages")
     order = passages_to_ask(s, found.passages)
-    related = Related(found.passages, vectors, order if s.kinds.get(MULTI_HOP) else [])
+    related = Related(found.passages, vectors, order if s.question_types.get(MULTI_HOP) else [])
     return _Corpus(model, found, vectors, related, order)
 
 # %% ../nbs/10_generate.ipynb #847787b4
@@ -157,30 +157,30 @@ def _open_llm(s: Settings) -> Iterator[LLM]:
             yield local
     else:
         how = {"concurrency": s.llm_concurrency, "retries": s.llm_retries, "timeout": s.llm_timeout}
-        yield connect(s.llm, s.llm_base_url, s.llm_key_variable, **how, price_in=s.llm_price_in, price_out=s.llm_price_out)
+        yield connect(s.llm, s.llm_base_url, s.llm_api_key_env, **how, input_price=s.llm_input_price, output_price=s.llm_output_price)
 
 
 def _judge(s: Settings, generator: LLM) -> LLM | None:
     "The judge, if there is one."
     if s.judge_llm in ("", "generator"):
         return generator if s.judge_llm else None
-    other = connect(s.judge_llm, s.judge_base_url or s.llm_base_url, s.judge_key_variable, concurrency=s.llm_concurrency, retries=s.llm_retries)
-    return replace(other, timeout=s.llm_timeout, price_in=s.llm_price_in, price_out=s.llm_price_out)
+    other = connect(s.judge_llm, s.judge_base_url or s.llm_base_url, s.judge_api_key_env, concurrency=s.llm_concurrency, retries=s.llm_retries)
+    return replace(other, timeout=s.llm_timeout, input_price=s.llm_input_price, output_price=s.llm_output_price)
 
 
-def _way(s: Settings, corpus: _Corpus, llm: LLM, replies: Replies) -> tuple[Way, dict[str, float]]:
+def _way(s: Settings, corpus: _Corpus, llm: LLM, replies: ResponseCache) -> tuple[PromptStyle, dict[str, float]]:
     "How the model is asked; what was found out by trying."
-    way = Way(s.llm_style, s.llm_max_tokens, s.seed, s.prompts, read_queries(s.query_examples) if s.query_examples else ())
-    if s.llm_style == "auto" and s.llm == "embedded":
-        return replace(way, style="examples"), {}  # tried long ago: see 13_questions
-    if s.llm_style != "auto":
+    way = PromptStyle(s.prompt_style, s.llm_max_tokens, s.seed, s.prompts, read_queries(s.query_examples) if s.query_examples else ())
+    if s.prompt_style == "auto" and s.llm == "embedded":
+        return replace(way, style="few_shot"), {}  # tried long ago: see 13_questions
+    if s.prompt_style != "auto":
         return way, {}
 
     def found(questions: list[Question]) -> float:
         vectors = encode(corpus.model, [q.text for q in questions], "query")
         return float(np.mean(np.logical_or(*round_trip(questions, corpus.passages, vectors, corpus.vectors, s.round_trip_k))))
 
-    single = {k: share for k, share in s.kinds.items() if k != MULTI_HOP} or {"factual": 1.0}
+    single = {k: share for k, share in s.question_types.items() if k != MULTI_HOP} or {"factual": 1.0}
     return find_way(llm, replies, way, lambda w: plan(corpus.order[:PILOT], corpus.related, single, s.questions_per_passage, w), found)
 
 # %% ../nbs/10_generate.ipynb #38abe67f
@@ -188,17 +188,17 @@ ROUNDS = 5  # times a passage is asked about at most
 GOOD = 0.5  # share of questions that are expected to be good before any has been seen
 
 
-def _plan(s: Settings, corpus: _Corpus, way: Way, slots: list[tuple[int, int]]) -> list[Asked]:
+def _plan(s: Settings, corpus: _Corpus, way: PromptStyle, slots: list[tuple[int, int]]) -> list[QuestionRequest]:
     "What to ask in slots of (round, row)."
     by_round = [(number, [row for n, row in slots if n == number]) for number in range(ROUNDS)]
-    return [a for number, rows in by_round for a in plan(rows, corpus.related, s.kinds, s.questions_per_passage, way, number)]
+    return [a for number, rows in by_round for a in plan(rows, corpus.related, s.question_types, s.questions_per_passage, way, number)]
 
 
 @dataclass
 class _Batch:
     "Everything asked so far, and what became of it."
 
-    asked: list[Asked]
+    asked: list[QuestionRequest]
     answers: list[list[Answer]]
     questions: list[Question]
     unanswered: list[dict]
@@ -216,7 +216,7 @@ class _Batch:
         return [q for q in self.kept if q.round_trip is not False]
 
 
-def _filtered(s: Settings, corpus: _Corpus, way: Way, asked: list[Asked], answers: list[list[Answer]], judging: tuple | None) -> _Batch:
+def _filtered(s: Settings, corpus: _Corpus, way: PromptStyle, asked: list[QuestionRequest], answers: list[list[Answer]], judging: tuple | None) -> _Batch:
     "What became of all that was asked."
     questions, unanswered = collect(asked, answers)
     vectors = encode(corpus.model, [q.text for q in questions], "query", desc="encoding questions")
@@ -228,7 +228,7 @@ def _filtered(s: Settings, corpus: _Corpus, way: Way, asked: list[Asked], answer
     if judging:
         llm, replies = judging
         kept = [q for q in questions if q.id not in dropped]
-        scored, below = judge(llm, kept, by_id, way, replies, s.judge_threshold, s.max_budget)
+        scored, below = judge(llm, kept, by_id, way, replies, s.min_judge_score, s.max_budget)
         scores = {q.id: q.scores for q in scored}
         questions = [replace(q, scores=scores.get(q.id, {})) for q in questions]
         dropped |= below
@@ -236,51 +236,51 @@ def _filtered(s: Settings, corpus: _Corpus, way: Way, asked: list[Asked], answer
     return _Batch(asked, answers, questions, unanswered, dropped, *found)
 
 # %% ../nbs/10_generate.ipynb #0e764d5d
-def _until_enough(s: Settings, corpus: _Corpus, way: Way, llm: LLM, replies: Replies) -> _Batch:
+def _until_enough(s: Settings, corpus: _Corpus, way: PromptStyle, llm: LLM, replies: ResponseCache) -> _Batch:
     "Ask, filter, and ask for more while there are fewer than wanted."
     judge_llm, asked, answers, at = _judge(s, llm), [], [], 0
-    slots = [(number, row) for number in range(ROUNDS if s.target_questions else 1) for row in corpus.order]
+    slots = [(number, row) for number in range(ROUNDS if s.num_questions else 1) for row in corpus.order]
     batch = _Batch([], [], [], [], {}, np.zeros(0, bool), np.zeros(0, bool))
-    while at < len(slots) and (at == 0 or len(batch.good) < s.target_questions):
+    while at < len(slots) and (at == 0 or len(batch.good) < s.num_questions):
         good = max(0.05, len(batch.good) / (at * s.questions_per_passage)) if at else GOOD
-        missing = s.target_questions - len(batch.good)
-        size = ceil(1.1 * missing / (good * s.questions_per_passage)) if s.target_questions else len(slots)
+        missing = s.num_questions - len(batch.good)
+        size = ceil(1.1 * missing / (good * s.questions_per_passage)) if s.num_questions else len(slots)
         asked += _plan(s, corpus, way, slots[at : at + size])
-        answers += ask(llm, [a.job for a in asked[len(answers) :]], replies, s.max_budget)
+        answers += complete(llm, [a.job for a in asked[len(answers) :]], replies, s.max_budget)
         at += size
         batch = _filtered(s, corpus, way, asked, answers, (judge_llm, replies) if judge_llm else None)
         if any("budget" in a.reason for job in answers for a in job):
             break
-    if s.target_questions:
-        batch.dropped |= dict.fromkeys((q.id for q in batch.good[s.target_questions :]), "more than wanted")
+    if s.num_questions:
+        batch.dropped |= dict.fromkeys((q.id for q in batch.good[s.num_questions :]), "more than wanted")
     return batch
 
 # %% ../nbs/10_generate.ipynb #982a8bb3
-def _asked(s: Settings, corpus: _Corpus, way: Way) -> list[Asked]:
+def _asked(s: Settings, corpus: _Corpus, way: PromptStyle) -> list[QuestionRequest]:
     "What will be asked, as far as can be told before."
-    wanted = ceil(s.target_questions / (GOOD * s.questions_per_passage)) if s.target_questions else len(corpus.order)
+    wanted = ceil(s.num_questions / (GOOD * s.questions_per_passage)) if s.num_questions else len(corpus.order)
     return _plan(s, corpus, way, [(number, row) for number in range(ROUNDS) for row in corpus.order][:wanted])
 
 
 def estimate_generate(s: Settings) -> tuple[Forecast, Forecast | None]:  # the generator's, the judge's
     "Forecast what the stage will cost, from a few of its requests."
     s.check()
-    corpus, replies = _read(s), Replies(Path(s.run_dir) / "cache" / "replies.jsonl")
+    corpus, replies = _read(s), ResponseCache(Path(s.run_dir) / "cache" / "replies.jsonl")
     with _open_llm(s) as llm:
         way, _ = _way(s, corpus, llm, replies)
         asked = _asked(s, corpus, way)
         pilot = asked[:: max(1, len(asked) // PILOT)][:PILOT]
-        answers = ask(llm, [a.job for a in pilot], replies, s.max_budget, desc="estimating")
+        answers = complete(llm, [a.job for a in pilot], replies, s.max_budget, desc="estimating")
         generator = forecast(llm, [a.job for a in asked], replies)
         judge_llm = _judge(s, llm)
         if not judge_llm:
             return generator, None
         by_id = {p.id: p for p in corpus.passages}
         jobs = [judge_job(group, by_id, way) for group in judge_groups(collect(pilot, answers)[0])]
-        ask(judge_llm, jobs, replies, s.max_budget, desc="estimating the judge")
+        complete(judge_llm, jobs, replies, s.max_budget, desc="estimating the judge")
         one = forecast(judge_llm, jobs, replies)  # of the pilot; everything else in proportion
-    times = sum(len(a.kinds) for a in asked) / sum(len(a.kinds) for a in pilot)
-    used = [r for job in jobs if (r := replies.known.get(Replies.key(judge_llm.model, job.bodies[0])))]
+    times = sum(len(a.question_types) for a in asked) / sum(len(a.question_types) for a in pilot)
+    used = [r for job in jobs if (r := replies.known.get(ResponseCache.key(judge_llm.model, job.bodies[0])))]
     tokens = [round(times * sum(v)) for v in ([r.tokens_in for r in used], [r.tokens_out for r in used])]
     seconds = times * sum(r.seconds for r in used) / (judge_llm.concurrency * len(judge_llm.addresses))
     return generator, Forecast(round(times * len(used)), one.known, *tokens, judge_llm.cost(*tokens), seconds)
@@ -300,19 +300,19 @@ def estimate_offline(s: Settings) -> tuple[Forecast, Forecast | None]:  # the ge
     found = _corpus_of(s, tokenizer)
     order = passages_to_ask(s, found.passages)
     nowhere = np.zeros((len(found.passages), 1), np.float32)  # as good as any vectors: which passages go together changes little
-    corpus = _Corpus(None, found, nowhere, Related(found.passages, nowhere, order if s.kinds.get(MULTI_HOP) else []), order)
-    style = s.llm_style if s.llm_style != "auto" else "examples" if s.llm == "embedded" else "json_schema"
-    way = Way(style, s.llm_max_tokens, s.seed, s.prompts)
-    asked, llm = _asked(s, corpus, way), LLM(s.llm, ("",), price_in=s.llm_price_in, price_out=s.llm_price_out)
+    corpus = _Corpus(None, found, nowhere, Related(found.passages, nowhere, order if s.question_types.get(MULTI_HOP) else []), order)
+    style = s.prompt_style if s.prompt_style != "auto" else "few_shot" if s.llm == "embedded" else "json_schema"
+    way = PromptStyle(style, s.llm_max_tokens, s.seed, s.prompts)
+    asked, llm = _asked(s, corpus, way), LLM(s.llm, ("",), input_price=s.llm_input_price, output_price=s.llm_output_price)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    generator = forecast_offline(llm, [a.job for a in asked], [QUESTION_TOKENS * len(a.kinds) for a in asked], count)
+    generator = forecast_offline(llm, [a.job for a in asked], [QUESTION_TOKENS * len(a.question_types) for a in asked], count)
     if not s.judge_llm:
         return generator, None
     text, answer = ("word " * number for number in (QUESTION_WORDS, ANSWER_WORDS))
-    questions = [Question(f"{n}-{m}", text, kind, [p.id for p in a.passages], "", answer) for n, a in enumerate(asked) for m, kind in enumerate(a.kinds)]
+    questions = [Question(f"{n}-{m}", text, kind, [p.id for p in a.passages], "", answer) for n, a in enumerate(asked) for m, kind in enumerate(a.question_types)]
     groups = judge_groups(questions)
     jobs = [judge_job(group, {p.id: p for p in found.passages}, way) for group in groups]
     return generator, forecast_offline(llm, jobs, [SCORES_TOKENS * len(group) for group in groups], count)
@@ -339,7 +339,7 @@ def _multi_hop(corpus: _Corpus, questions: list[Question]) -> dict[str, int]:
     return {"questions": len(several), "over_several_documents": sum(len({document[p] for p in q.positives}) > 1 for q in several)}
 
 
-def _measure(stage: Stage, corpus: _Corpus, batch: _Batch, llm: LLM, replies: Replies) -> None:
+def _measure(stage: Stage, corpus: _Corpus, batch: _Batch, llm: LLM, replies: ResponseCache) -> None:
     "The stage's numbers."
     kept = np.array([q.id not in batch.dropped for q in batch.questions], dtype=bool)
     asked = {p.id for a in batch.asked for p in a.passages}
@@ -362,7 +362,7 @@ def _measure(stage: Stage, corpus: _Corpus, batch: _Batch, llm: LLM, replies: Re
         "funnel": funnel(batch.questions, batch.dropped),
         "not_trained_on": len(batch.kept) - len(batch.good),  # failed the round trip
         "multi_hop": _multi_hop(corpus, batch.kept),
-        "kinds": dict(Counter(q.kind for q in batch.kept).most_common()),
+        "question_types": dict(Counter(q.kind for q in batch.kept).most_common()),
         "found_by_base_model": round(float(batch.by_model.mean()), 4),
         "found_by_bm25": round(float(batch.by_words.mean()), 4),
         "kept_found_by_base_model": round(float(batch.by_model[kept].mean()), 4) if kept.any() else 0.0,
@@ -386,7 +386,7 @@ def run_generate(
         read_decisions(review)
         for path in filter(None, (s.documents, s.query_examples, review)):
             stage.read(path)
-        corpus, replies = _read(s), Replies(Path(s.run_dir) / "cache" / "replies.jsonl")
+        corpus, replies = _read(s), ResponseCache(Path(s.run_dir) / "cache" / "replies.jsonl")
         for path in sorted({f for p in corpus.passages for f in prompt_files(p.language, s.prompts)}):
             stage.read(path)
         with _open_llm(s) as connected:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_INSTALL', 'SERVER', 'PAUSE', 'LONGEST_PAUSE', 'TIMEOUTS', 'GONE', 'LLM', 'connect', 'local_llm',
-           'embedded_llm', 'Reply', 'Replies', 'Job', 'Answer', 'Throttle', 'ask', 'Forecast', 'forecast',
+           'embedded_llm', 'Reply', 'ResponseCache', 'Job', 'Answer', 'Throttle', 'complete', 'Forecast', 'forecast',
            'message_text', 'forecast_offline']
 
 # %% ../nbs/12_llm.ipynb #2ea5278f
@@ -45,8 +45,8 @@ class LLM:
     concurrency: int = 1  # requests under way at once at each address, at most
     retries: int = 6  # times a request is repeated after a 429, a 5xx, a time-out, a broken connection or a reply that cannot be read
     timeout: float = 600  # seconds a request may take
-    price_in: float = 0.0  # money per million tokens read
-    price_out: float = 0.0  # money per million tokens written
+    input_price: float = 0.0  # money per million tokens read
+    output_price: float = 0.0  # money per million tokens written
 
     def cost(
         self,
@@ -54,14 +54,14 @@ class LLM:
         tokens_out: float,
     ) -> float:  # money
         "What tokens cost."
-        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+        return (tokens_in * self.input_price + tokens_out * self.output_price) / 1e6
 
 
 def connect(
     model: str,  # the server's name for the model
     base_url: str,  # e.g. http://localhost:8000/v1; "": $OPENAI_BASE_URL, or OpenAI
     key_variable: str,  # name of the environment variable that holds the key
-    **how: Any,  # `concurrency`, `retries`, `timeout`, `price_in`, `price_out`
+    **how: Any,  # `concurrency`, `retries`, `timeout`, `input_price`, `output_price`
 ) -> LLM:
     "Describe an OpenAI-compatible server; nothing is sent yet."
     if re.match(r"\w+://[^/]*@", base_url):
@@ -141,7 +141,7 @@ def _stored(line: bytes) -> tuple[str, Reply] | None:
         return None
 
 
-class Replies:
+class ResponseCache:
     "An append-only JSON lines file of everything that a model has answered."
 
     def __init__(
@@ -297,9 +297,9 @@ async def _once(llm: LLM, client: openai.AsyncOpenAI, body: dict[str, Any], key:
 
 
 class _Session:
-    "The requests of one `ask`, on one event loop."
+    "The requests of one `complete`, on one event loop."
 
-    def __init__(self, llm: LLM, replies: Replies, budget: float):
+    def __init__(self, llm: LLM, replies: ResponseCache, budget: float):
         self.llm, self.replies, self.budget = llm, replies, budget
         self.throttle = Throttle(llm.concurrency * len(llm.addresses))
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # the same request is not sent twice at once
@@ -396,10 +396,10 @@ async def _run(session: _Session, jobs: Sequence[Job], done: Callable[[], None])
     return answers
 
 
-def ask(
+def complete(
     llm: LLM,
     jobs: Sequence[Job],
-    replies: Replies,
+    replies: ResponseCache,
     budget: float = 0.0,  # money that all replies in the file may have cost; 0: no limit
     desc: str = "questions",  # for the progress bar
 ) -> list[list[Answer]]:  # to each job, in order
@@ -444,10 +444,10 @@ class Forecast:
 def forecast(
     llm: LLM,
     jobs: Sequence[Job],  # all
-    replies: Replies,  # with the replies to some
+    replies: ResponseCache,  # with the replies to some
 ) -> Forecast:
     "Extrapolate from the replies that are there."
-    bodies = {Replies.key(llm.model, body): len(json.dumps(body)) for job in jobs for body in job.bodies}
+    bodies = {ResponseCache.key(llm.model, body): len(json.dumps(body)) for job in jobs for body in job.bodies}
     done = [(size, replies.known[key]) for key, size in bodies.items() if key in replies.known]
     if not done:
         raise InputError("no request has been answered: a forecast needs a few")

@@ -133,8 +133,8 @@ def choose(
             return 2 ** (fits.bit_length() - 1), on
     smallest = fixed + (text if checkpointing == "off" else text_checkpointed) * max(1, mini_batch_size)
     raise InputError(
-        f"this training needs {smallest / USABLE / 2**30:.1f} GiB with {f'finetune.piece = {mini_batch_size}' if mini_batch_size else 'a single text in memory'}, and "
-        f"{found / 2**30:.1f} GiB are free: set finetune.lora_rank, lower finetune.piece or finetune.train_max_length, or take a larger GPU"
+        f"this training needs {smallest / USABLE / 2**30:.1f} GiB with {f'finetune.mini_batch_size = {mini_batch_size}' if mini_batch_size else 'a single text in memory'}, and "
+        f"{found / 2**30:.1f} GiB are free: set finetune.lora_rank, lower finetune.mini_batch_size or finetune.train_max_length, or take a larger GPU"
     )
 
 

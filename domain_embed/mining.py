@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FREE', 'POSITIVE', 'TWIN', 'NEIGHBOUR', 'MARKED', 'CHECKED', 'MASKS', 'ABOVE', 'OUTSIDE', 'UNUSED', 'KEPT',
-           'VERDICTS', 'RANDOM', 'threshold', 'Window', 'judge', 'masked_rows', 'masks_of', 'look', 'deepen']
+           'VERDICTS', 'RANDOM', 'threshold', 'Candidates', 'select_negatives', 'masked_rows', 'masks_of',
+           'retrieve_candidates', 'extend']
 
 # %% ../nbs/22_mining.ipynb #e817640e
 from collections import Counter, defaultdict
@@ -20,22 +21,22 @@ from .search import search, top_k
 def threshold(
     lowest_positive: np.ndarray | float,  # similarity of the query's worst positive
     max_positive_fraction: float,  # f, 0.95 in the recipe
-    min_margin: float = 0.0,  # and at least this much below the positive
+    absolute_margin: float = 0.0,  # and at least this much below the positive
 ) -> np.ndarray | float:
     "The highest score that a hard negative may have (NV-Retriever's TopK-PercPos, and its TopK-MarginPos)."
     margin = (1 - max_positive_fraction) * np.abs(lowest_positive)
-    return lowest_positive - (np.maximum(margin, min_margin) if min_margin else margin)
+    return lowest_positive - (np.maximum(margin, absolute_margin) if absolute_margin else margin)
 
 # %% ../nbs/22_mining.ipynb #f0760a89
 FREE, POSITIVE, TWIN, NEIGHBOUR, MARKED, CHECKED = range(6)  # why a candidate cannot be a negative
-MASKS = ("", "positive", "near duplicate of a positive", "beside a positive", "marked in the explorer", "refused by the check")
+MASKS = ("", "positive", "near duplicate of a positive", "adjacent to a positive", "marked in the explorer", "rejected by the cross-encoder")
 ABOVE, OUTSIDE, UNUSED, KEPT = range(6, 10)
-VERDICTS = (*MASKS, "above the line", "outside the rank window", "not needed", "kept")
+VERDICTS = (*MASKS, "above the threshold", "nearer than range_min", "unused", "kept")
 RANDOM = "random"  # of a passage that was drawn only to be compared with
 
 
 @dataclass(frozen=True)
-class Window:
+class Candidates:
     "Every query's candidates, best first."
 
     queries: list[str]  # ids
@@ -47,27 +48,29 @@ class Window:
     others: list[tuple[int, int, float, str]]  # query, passage, score, "positive" or RANDOM: what is not in the window
 
 # %% ../nbs/22_mining.ipynb #40a96a87
-def judge(
-    window: Window,
+def select_negatives(
+    window: Candidates,
     num_negatives: int,
     max_positive_fraction: float,
-    min_margin: float = 0.0,
-    skip_ranks: int = 0,  # nearest passages that are never negatives
-    sample_from: int = 0,  # 0: the best are kept
+    absolute_margin: float = 0.0,
+    range_min: int = 0,  # nearest passages that are never negatives
+    sampling_strategy: str = "top",  # "top": the best; "random": drawn from the best `sampling_pool`
+    sampling_pool: int = 0,
     seed: int = 0,  # of the sampling
 ) -> np.ndarray:  # int8 (queries, candidates), numbers of `VERDICTS`
     "Say of each candidate whether it is kept as a negative, or why not."
-    line = threshold(window.lowest, max_positive_fraction, min_margin)[:, None]
+    line = threshold(window.lowest, max_positive_fraction, absolute_margin)[:, None]
     above = window.scores > line
     fit = ~above & (window.masks == FREE) & (window.rows >= 0)
-    fit[:, :skip_ranks] = False
+    fit[:, :range_min] = False
     place = np.cumsum(fit, axis=1, dtype=np.int32)
-    kept = fit & (place <= (sample_from or num_negatives))
-    if sample_from > num_negatives:
+    random = sampling_strategy == "random" and sampling_pool > num_negatives
+    kept = fit & (place <= (sampling_pool if random else num_negatives))
+    if random:
         lot = np.where(kept, np.random.default_rng(seed).random(kept.shape), np.inf)
         kept &= lot <= np.partition(lot, num_negatives - 1, axis=1)[:, num_negatives - 1 : num_negatives] if lot.shape[1] >= num_negatives else True
     verdict = np.where(above, np.int8(ABOVE), np.int8(UNUSED))
-    verdict[:, :skip_ranks][~above[:, :skip_ranks]] = OUTSIDE
+    verdict[:, :range_min][~above[:, :range_min]] = OUTSIDE
     verdict[kept] = KEPT
     return np.where(window.masks != FREE, window.masks, verdict)
 
@@ -122,7 +125,7 @@ def masks_of(
     return np.where((keys[at] == wanted) & (rows >= 0), why[at], FREE).astype(np.int8)
 
 # %% ../nbs/22_mining.ipynb #e08702ea
-def look(
+def retrieve_candidates(
     questions: Sequence[Question],
     passages: Sequence[Passage],  # the whole corpus
     query_vectors: np.ndarray,  # float32 (questions, dimensions), unit rows
@@ -131,7 +134,7 @@ def look(
     candidates: int,  # nearest passages to look at
     masked: Sequence[dict[int, int]],  # from `masked_rows`
     seed: int = 0,  # of the random passages
-) -> tuple[Window, float]:  # and the search's recall: 1 where it is exact
+) -> tuple[Candidates, float]:  # and the search's recall: 1 where it is exact
     "Every query's window."
     found = search(query_vectors, passage_vectors, candidates, allowed, seed)
     row = _rows([p for q in questions for p in q.positives], passages)
@@ -146,7 +149,7 @@ def look(
     seen = set(zip(at[0].tolist(), found.rows[at].tolist(), strict=True))
     others = [(n, r, float(s), MASKS[POSITIVE]) for (n, r), s in zip(own, scores, strict=False) if (n, r) not in seen]
     others += [(int(n), int(r), float(s), RANDOM) for (n, r), s in zip(pairs[len(own) :], scores[len(own) :], strict=True) if r not in masked[n]]
-    window = Window([q.id for q in questions], [p.id for p in passages], found.rows, found.scores, masks, lowest, others)
+    window = Candidates([q.id for q in questions], [p.id for p in passages], found.rows, found.scores, masks, lowest, others)
     return window, found.recall
 
 
@@ -155,22 +158,22 @@ def _products(queries: np.ndarray, passages: np.ndarray, pairs: np.ndarray) -> n
     return np.einsum("nd,nd->n", queries[pairs[:, 0]], np.asarray(passages[pairs[:, 1]], dtype=np.float32))
 
 
-def deepen(
-    window: Window,
+def extend(
+    window: Candidates,
     query_vectors: np.ndarray,
     passage_vectors: np.ndarray,
     allowed: np.ndarray,
     masked: Sequence[dict[int, int]],
     num_negatives: int,
     max_positive_fraction: float,
-    min_margin: float = 0.0,
-    skip_ranks: int = 0,
-) -> Window:  # with columns more, where a query's own has too few below its line
+    absolute_margin: float = 0.0,
+    range_min: int = 0,
+) -> Candidates:  # with columns more, where a query's own has too few below its line
     "Go further down for queries whose window has too few negatives."
-    short = np.flatnonzero((judge(window, num_negatives, max_positive_fraction, min_margin, skip_ranks) == KEPT).sum(axis=1) < num_negatives)
+    short = np.flatnonzero((select_negatives(window, num_negatives, max_positive_fraction, absolute_margin, range_min) == KEPT).sum(axis=1) < num_negatives)
     if not len(short) or window.rows.shape[1] >= allowed.sum():
         return window
-    line = threshold(window.lowest[short], max_positive_fraction, min_margin).astype(np.float32)
+    line = threshold(window.lowest[short], max_positive_fraction, absolute_margin).astype(np.float32)
     most = max(len(masked[n]) for n in short)
     below = np.minimum(line, window.scores[short, -1])
     scores, rows = top_k(query_vectors[short], passage_vectors, num_negatives + most + window.rows.shape[1], allowed, at_most=below)

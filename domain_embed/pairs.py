@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .beir import Passage, Question, read_beir, read_jsonl, read_qrels
-from .recipe import read_generated
+from .nvidia_format import read_generated
 from .runs import InputError
 
 # %% ../nbs/24_pairs.ipynb #1604f5ca
@@ -72,16 +72,16 @@ def read_judged(
             positives.setdefault(query, []).extend(p for p, grade in grades.items() if grade > 0)
             if missing := [query] * (query not in queries) + [p for p in grades if p not in documents]:
                 raise InputError(f"{folder}/qrels/{split}.tsv: {missing[0]!r} is judged but is in neither corpus.jsonl nor queries.jsonl")
-    kinds = {i: row["metadata"].get("kind") if isinstance(row.get("metadata"), dict) else None for i, row in queries.items()}
+    question_types = {i: row["metadata"].get("kind") if isinstance(row.get("metadata"), dict) else None for i, row in queries.items()}
     answered = {query: list(dict.fromkeys(found)) for query, found in positives.items() if found}
-    questions = [Question(q, queries[q]["text"], str(kinds[q] or "labelled"), found, documents[found[0]]) for q, found in answered.items()]
+    questions = [Question(q, queries[q]["text"], str(question_types[q] or "labelled"), found, documents[found[0]]) for q, found in answered.items()]
     left_out = len(positives) - len(questions)
     return Pairs(first.passages, questions, {"no relevant passage": left_out} if left_out else {}, test)
 
 
 def read_pairs(
     path: str | Path,  # a .jsonl file, a folder, or a file of lines
-    min_overall: int = 7,  # of a .jsonl file: the judge's lowest overall score
+    min_judge_score: int = 7,  # of a .jsonl file: the judge's lowest overall score
 ) -> Pairs:
     "Read questions that were made elsewhere."
     path = Path(path)
@@ -89,4 +89,4 @@ def read_pairs(
         raise InputError(f"prepare.pairs {path} does not exist: give a generated .jsonl file, a BEIR folder, or a file of query<TAB>passage")
     if path.is_dir():
         return read_judged(path)
-    return Pairs(*read_generated(path, min_overall)) if path.suffix == ".jsonl" else read_lines(path)
+    return Pairs(*read_generated(path, min_judge_score)) if path.suffix == ".jsonl" else read_lines(path)

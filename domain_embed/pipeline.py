@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 from .beir import read_beir
+from .manifests import read_manifest, why_run
 from .profiles import find_profile, load_profile, override, stage_notebook, stage_parameters
 from .report import SHIP, deciding, headline, write_report
 from .runs import STAGES, InputError, asset, lock, stage_folder, write_atomic, write_run
-from .stages import read_manifest, why_run
 
 # %% ../nbs/70_pipeline.ipynb #45ed8946
 def _say(text: str) -> None:
@@ -220,10 +220,10 @@ def run_command(options: argparse.Namespace) -> None:
         raise InputError(
             f"--documents {options.documents} and prepare.pairs = {pairs!r}: questions are either written or given; --set prepare.pairs= goes back to documents"
         )
-    for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["guard_sets"])):
+    for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["out_of_domain_sets"])):
         read_beir(folder)  # a mistake in it is better found now than after the training
     if (rows := settings["evaluate"]["rows"]) != stage_parameters("evaluate")["rows"].default:
-        from domain_embed.comparison import parse_row  # brings PyTorch
+        from domain_embed.systems import parse_row  # brings PyTorch
 
         for row in rows:
             parse_row(row)

@@ -17,18 +17,18 @@ import numpy as np
 from .beir import Passage, Question, read_beir, read_passages, read_qrels, read_questions, write_beir, write_jsonl
 from .encode import cut_fraction, encode_cached, load_base, load_model, load_reader, revision_of
 from .explorer import read_marks
-from .leaks import Leak, Removal, leaking, same_questions, shared_words, take_out
-from .mining import ABOVE, KEPT, VERDICTS, Window, deepen, judge, look, masked_rows
-from .opinions import check, finds, look_fused, side_by_side
+from .leakage import Leak, Removal, leaking, same_questions, shared_words, take_out
+from .manifests import Stage, artefact, open_stage
+from .mining import ABOVE, KEPT, VERDICTS, Candidates, extend, masked_rows, retrieve_candidates, select_negatives
+from .nvidia_format import TrainingRow, write_training
 from .pairs import Pairs, read_pairs
-from .pictures import shares
+from .plots import shares
 from .profiles import StageSettings, check_parameters
-from .recipe import TrainingRow, write_training
-from .rows import training_rows, write_scores
+from .rescoring import check, finds, retrieve_fused, side_by_side
 from .runs import InputError, write_atomic
 from .search import near_duplicates
 from .splits import Split, hash_test, read_frozen, read_groups, split_questions
-from .stages import Stage, artefact, open_stage
+from .training_rows import training_rows, write_scores
 
 # %% ../nbs/20_prepare.ipynb #2e75834c
 @dataclass(frozen=True)
@@ -37,26 +37,27 @@ class Settings(StageSettings):
 
     run_dir: str
     pairs: str
-    min_overall: int
+    min_judge_score: int
     max_positives: int
     val_fraction: float
     test_fraction: float
     groups: str
     frozen_test: str
     max_leak: float
-    candidates: int
+    range_max: int
     num_negatives: int
     max_positive_fraction: float
-    min_margin: float
-    skip_ranks: int
-    sample_from: int
-    mask_neighbours: int
+    absolute_margin: float
+    range_min: int
+    sampling_strategy: str
+    sampling_pool: int
+    exclude_adjacent: int
     fuse_bm25: str
-    more_encoders: list
-    check_model: str
-    check_from: float
+    ensemble_models: list
+    cross_encoder: str
+    cross_encoder_min_score: float
     trusted_models: list
-    promote: float
+    relabel_threshold: float
     base_model: str
     max_length: int
     query_prompt: str
@@ -67,17 +68,18 @@ class Settings(StageSettings):
     def check(self) -> None:
         "Raise `InputError` for values that cannot be, alone or together."
         check_parameters("prepare", self.parameters(), "20_prepare")
-        if self.skip_ranks >= self.candidates:
-            raise InputError(f"prepare.skip_ranks = {self.skip_ranks} leaves none of prepare.candidates = {self.candidates}: lower the one or raise the other")
-        if 0 < self.sample_from < self.num_negatives:
-            raise InputError(f"prepare.sample_from = {self.sample_from} is less than prepare.num_negatives = {self.num_negatives}: raise it, or 0 for the best")
-        if unused := [name for name in self.trusted_models if name not in (*self.more_encoders, self.check_model)]:
-            raise InputError(f"prepare.trusted_models has {unused[0]!r}, which is neither in prepare.more_encoders nor prepare.check_model: correct the name")
+        if self.range_min >= self.range_max:
+            raise InputError(f"prepare.range_min = {self.range_min} leaves none of prepare.range_max = {self.range_max}: lower the one or raise the other")
+        if self.sampling_strategy == "random" and self.sampling_pool < self.num_negatives:
+            raise InputError(f"prepare.sampling_pool = {self.sampling_pool} is less than prepare.num_negatives = {self.num_negatives}: raise it, or set prepare.sampling_strategy to top")
+        if unused := [name for name in self.trusted_models if name not in (*self.ensemble_models, self.cross_encoder)]:
+            raise InputError(f"prepare.trusted_models has {unused[0]!r}, which is neither in prepare.ensemble_models nor prepare.cross_encoder: correct the name")
 
     @property
     def line(self) -> dict[str, float]:
-        "What decides which candidates are kept: the arguments of `judge`."
-        return {name: getattr(self, name) for name in ("num_negatives", "max_positive_fraction", "min_margin", "skip_ranks", "sample_from", "seed")}
+        "What decides which candidates are kept: the arguments of `select_negatives`."
+        names = ("num_negatives", "max_positive_fraction", "absolute_margin", "range_min", "sampling_strategy", "sampling_pool", "seed")
+        return {name: getattr(self, name) for name in names}
 
 # %% ../nbs/20_prepare.ipynb #f6e18491
 def _read(stage: Stage, s: Settings) -> Pairs:
@@ -85,7 +87,7 @@ def _read(stage: Stage, s: Settings) -> Pairs:
     if not s.pairs:
         passages = read_passages(stage.read(artefact(s.run_dir, "generate", "passages.jsonl")))
         return Pairs(passages, read_questions(stage.read(artefact(s.run_dir, "generate", "questions.jsonl"))), {})
-    found = read_pairs(s.pairs, s.min_overall)
+    found = read_pairs(s.pairs, s.min_judge_score)
     stage.read(s.pairs)
     groups = near_duplicates([p.text for p in found.passages])
     return replace(found, passages=[replace(p, group=found.passages[n].id) for p, n in zip(found.passages, groups, strict=True)])
@@ -94,7 +96,7 @@ def _read(stage: Stage, s: Settings) -> Pairs:
 def _vectors(stage: Stage, s: Settings, passages: Sequence[str], questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     "Vectors of passages and questions by the base model, and by more encoders where there are any."
     cache, found = Path(s.run_dir) / "cache" / "vectors", []
-    for name in (s.base_model, *s.more_encoders):
+    for name in (s.base_model, *s.ensemble_models):
         model = load_base(s) if name == s.base_model else load_model(name, s.max_length, trust_remote_code=name in s.trusted_models)
         of_passages = encode_cached(cache, model, passages, "document", desc="encoding passages")
         found.append((of_passages, encode_cached(cache, model, questions, "query", desc="encoding questions")))
@@ -218,7 +220,7 @@ def _write_sets(stage: Stage, found: Pairs, sides: _Sides, max_positives: int) -
     names = sides.split.questions
     stage.metrics |= {
         "questions": {name: len(ids) for name, ids in names.items()},
-        "kinds": {name: dict(sorted(Counter(q.kind for q in sides.of(name)).items())) for name in names},
+        "question_types": {name: dict(sorted(Counter(q.kind for q in sides.of(name)).items())) for name in names},
         "left_out": found.left_out | Counter(sides.split.dropped.values()),
         "dropped_for_many_positives": sum(len(q.positives) > max_positives for q in found.questions),
         "test_sha256": written,
@@ -234,25 +236,26 @@ def _candidates(
     allowed: np.ndarray,
     vectors: tuple[np.ndarray, np.ndarray],
     masked: list[dict[int, int]],
-) -> Window:
+) -> Candidates:
     "Every training question's candidates."
     of_passages, of_questions = vectors
     found, recall, read = finds(train, passages, of_questions, of_passages), 1.0, 0
     fused = s.fuse_bm25 == "always" or (s.fuse_bm25 == "auto" and found["bm25"] > found["model"])
     if fused:
-        window = look_fused(train, passages, of_questions, of_passages, allowed, s.candidates, masked)
+        window = retrieve_fused(train, passages, of_questions, of_passages, allowed, s.range_max, masked)
     else:
-        window, recall = look(train, passages, of_questions, of_passages, allowed, s.candidates, masked, s.seed)
-        line = {name: value for name, value in s.line.items() if name not in ("sample_from", "seed")}
-        window = deepen(window, of_questions, of_passages, allowed, masked, **line | {"num_negatives": max(s.num_negatives, s.sample_from)})
-    if s.check_model:
-        texts, reader = {p.id: p.content for p in passages}, load_reader(s.check_model, 2 * s.max_length, s.check_model in s.trusted_models)
-        window, read = check(window, partial(judge, **s.line), reader, train, texts, s.check_from, s.max_positive_fraction)
+        window, recall = retrieve_candidates(train, passages, of_questions, of_passages, allowed, s.range_max, masked, s.seed)
+        wanted = s.sampling_pool if s.sampling_strategy == "random" else s.num_negatives
+        limits = {name: getattr(s, name) for name in ("max_positive_fraction", "absolute_margin", "range_min")}
+        window = extend(window, of_questions, of_passages, allowed, masked, wanted, **limits)
+    if s.cross_encoder:
+        texts, reader = {p.id: p.content for p in passages}, load_reader(s.cross_encoder, 2 * s.max_length, s.cross_encoder in s.trusted_models)
+        window, read = check(window, partial(select_negatives, **s.line), reader, train, texts, s.cross_encoder_min_score, s.max_positive_fraction)
     stage.metrics |= {"mrr@10_of_training_questions": found, "bm25_fused": fused, "search_recall": recall, "pairs_read_by_check_model": read}
     return window
 
 
-def _likely(window: Window, verdict: np.ndarray, train: list[Question]) -> Iterator[dict]:
+def _likely(window: Candidates, verdict: np.ndarray, train: list[Question]) -> Iterator[dict]:
     "Candidates above the line, the likeliest answers first."
     n, column = np.nonzero(verdict == ABOVE)
     share = shares(window)[n, column]
@@ -271,12 +274,12 @@ def _mine(
     wrong: list[tuple[str, str]],
 ) -> list[TrainingRow]:
     "Training rows; writes scores.parquet and likely_positives.jsonl."
-    masked = masked_rows(train, passages, s.mask_neighbours, wrong)
+    masked = masked_rows(train, passages, s.exclude_adjacent, wrong)
     window = _candidates(stage, s, passages, train, allowed, vectors, masked)
-    verdict = judge(window, **s.line)
+    verdict = select_negatives(window, **s.line)
     write_scores(stage.folder / "scores.parquet", window, verdict)
     write_jsonl(stage.folder / "likely_positives.jsonl", _likely(window, verdict, train))
-    rows = training_rows(train, window, verdict, masked, s.promote)
+    rows = training_rows(train, window, verdict, masked, s.relabel_threshold)
     stage.metrics |= {
         "training_rows": len(rows),
         "promoted": len(rows) - sum(len(q.positives) for q in train),
@@ -294,7 +297,7 @@ def run_prepare(
     with open_stage(s.run_dir, "prepare", s.parameters()) as stage:
         if stage.done:
             return stage.manifest
-        for name in (*s.more_encoders, s.check_model):
+        for name in (*s.ensemble_models, s.cross_encoder):
             if name and Path(name).is_dir():
                 stage.read(name)
         found, marks = _read(stage, s), read_marks(Path(s.run_dir) / "marks.jsonl")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Prompts', 'MULTI_HOP', 'REASONING', 'ITEM', 'TEMPERATURE', 'SHOWN_BYTES', 'PILOT', 'prompt_files', 'load_prompts',
-           'fill', 'draw_kinds', 'Asked', 'Way', 'schema_object', 'response_format', 'chat', 'mark_of', 'told',
-           'read_objects', 'reply_problem', 'shown', 'plan', 'collect', 'question_id', 'find_way', 'read_queries']
+           'fill', 'draw_kinds', 'QuestionRequest', 'PromptStyle', 'schema_object', 'response_format', 'chat',
+           'mark_of', 'instruction_prompt', 'read_objects', 'reply_problem', 'few_shot_prompt', 'plan', 'collect',
+           'question_id', 'find_way', 'read_queries']
 
 # %% ../nbs/13_questions.ipynb #a6aa096a
 import json
@@ -22,8 +23,8 @@ import numpy as np
 import yaml
 
 from .beir import Passage, Question, read_jsonl
-from .llm import LLM, Answer, Job, Replies, ask
-from .related import Related, draw
+from .llm import LLM, Answer, Job, ResponseCache, complete
+from .multihop import Related, draw
 from .runs import InputError, asset
 
 # %% ../nbs/13_questions.ipynb #2fa417ed
@@ -56,7 +57,7 @@ def load_prompts(
             raise InputError(
                 f"the prompts {path} have a key {wrong[0]!r}: possible are {', '.join(known)}" if content else f"{path} holds no prompts"
             )
-        prompts |= {k: prompts[k] | v if k == "kinds" and prompts else v for k, v in content.items()}
+        prompts |= {k: prompts[k] | v if k == "question_types" and prompts else v for k, v in content.items()}
     return prompts
 
 
@@ -79,10 +80,10 @@ def draw_kinds(
     seed: object,
 ) -> list[str]:
     "Kinds of questions for one passage, in the given shares."
-    kinds = [kind for kind, share in shares.items() if share > 0]
-    ends = np.cumsum([shares[kind] for kind in kinds])
+    question_types = [kind for kind, share in shares.items() if share > 0]
+    ends = np.cumsum([shares[kind] for kind in question_types])
     points = (draw(seed) + np.arange(number)) / number * ends[-1]
-    return [kinds[n] for n in np.searchsorted(ends, points, side="right")]
+    return [question_types[n] for n in np.searchsorted(ends, points, side="right")]
 
 # %% ../nbs/13_questions.ipynb #82e5a96f
 REASONING = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
@@ -95,20 +96,20 @@ ITEM = {  # what a reply holds for each question, as a JSON schema
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionRequest:
     "What is asked about one passage, or about several together."
 
     passages: list[Passage]  # one; or those that every question needs
-    kinds: list[str]  # one a question wanted
+    question_types: list[str]  # one a question wanted
     job: Job
     begun: tuple[str, ...] = ()  # by example: with which word each question was begun for the model, "" where with none
 
 
 @dataclass(frozen=True)
-class Way:
+class PromptStyle:
     "How a model is asked."
 
-    style: str  # "json_schema", "json" or "examples"
+    style: str  # "json_schema", "json" or "few_shot"
     max_tokens: int  # of a reply, in JSON
     seed: int
     prompts: str = ""  # a user's file
@@ -146,13 +147,13 @@ def _wanted(number: int, kind: str, prompts: Prompts) -> str:
     return f"query_{number}, {kind}: {prompts['kinds'][kind]}" + (f" (about other texts: {examples})" if examples else "")
 
 
-def told(
+def instruction_prompt(
     passages: list[Passage],  # one; or those that every question shall need
-    kinds: list[str],  # one a question
+    question_types: list[str],  # one a question
     names: Sequence[str],  # identifiers to use
-    way: Way,
+    way: PromptStyle,
     seed: int,
-) -> Asked:
+) -> QuestionRequest:
     "Ask by instruction: one reply with all questions."
     text = "\n\n".join(p.content for p in passages)
     prompts, language = load_prompts(passages[0].language, way.prompts), passages[0].language
@@ -160,9 +161,9 @@ def told(
     values = {
         "mark": mark_of(text),
         "text": text,
-        "number": len(kinds),
+        "number": len(question_types),
         "hops": len(passages),
-        "wanted": "\n".join(_wanted(n, kind, prompts) for n, kind in enumerate(kinds, start=1) if kind != MULTI_HOP),
+        "wanted": "\n".join(_wanted(n, kind, prompts) for n, kind in enumerate(question_types, start=1) if kind != MULTI_HOP),
         "identifiers": fill(prompts["identifiers"], names=", ".join(names)) + "\n" if names else "",
         "style": fill(prompts["style"], queries="\n".join(f"- {q}" for q in sample)) + "\n" if sample else "",
     }
@@ -178,8 +179,8 @@ def told(
         0.7,
         seed,
     )
-    shape = {f"query_{n}": schema_object({"kind": {"type": "string", "enum": [kind]}} | ITEM) for n, kind in enumerate(kinds, start=1)}
-    return Asked(passages, kinds, Job([body | response_format(way.style, "queries", shape)], problem=reply_problem))
+    shape = {f"query_{n}": schema_object({"kind": {"type": "string", "enum": [kind]}} | ITEM) for n, kind in enumerate(question_types, start=1)}
+    return QuestionRequest(passages, question_types, Job([body | response_format(way.style, "queries", shape)], problem=reply_problem))
 
 # %% ../nbs/13_questions.ipynb #dda17688
 def read_objects(
@@ -216,14 +217,14 @@ TEMPERATURE = 0.3  # at 0.7 a fifth fewer questions lead back to their passages
 SHOWN_BYTES = 1500  # of a passage in UTF-8; a token is a byte at least, so any script fits a small model's context
 
 
-def shown(
+def few_shot_prompt(
     passage: Passage,
-    kinds: list[str],  # one a question
+    question_types: list[str],  # one a question
     names: Sequence[str],  # identifiers; a keyword query begins with one
     known: Sequence[str],  # all kinds that are shown, so that every passage has the same beginning
-    way: Way,
+    way: PromptStyle,
     seed: int,
-) -> Asked:
+) -> QuestionRequest:
     "Ask by example: one sampled completion a question."
     prompts = load_prompts(passage.language, way.prompts)
     labels = prompts["labels"]
@@ -236,41 +237,41 @@ def shown(
     text = " ".join(passage.content.split()).encode()[:SHOWN_BYTES].decode(errors="ignore")
     prompt = f"{beginning}{labels['passage']}: {text}\n"
     sampled = {"max_tokens": 48, "temperature": TEMPERATURE, "top_p": 0.9, "stop": ["\n"]}
-    begun = tuple(names[0] if kind == "keyword" and names else "" for kind in kinds)
-    starts = [f"{labels[kind]}: {name}".rstrip() for kind, name in zip(kinds, begun, strict=True)]
+    begun = tuple(names[0] if kind == "keyword" and names else "" for kind in question_types)
+    starts = [f"{labels[kind]}: {name}".rstrip() for kind, name in zip(question_types, begun, strict=True)]
     bodies = [{"prompt": prompt + start, "seed": seed + n} | sampled for n, start in enumerate(starts)]
-    return Asked([passage], kinds, Job(bodies, warm=[beginning, prompt]), begun)
+    return QuestionRequest([passage], question_types, Job(bodies, warm=[beginning, prompt]), begun)
 
 # %% ../nbs/13_questions.ipynb #05b7b4ca
 def plan(
     rows: Sequence[int],  # of the passages to ask about
     related: Related,  # all passages
-    kinds: dict[str, float],  # kind → share
+    question_types: dict[str, float],  # kind → share
     per_passage: int,  # questions a passage
-    way: Way,
+    way: PromptStyle,
     number: int = 0,  # of the round
-) -> list[Asked]:
+) -> list[QuestionRequest]:
     "What to ask."
-    asked: list[Asked] = []
-    by_example = way.style == "examples"
-    shares = {k: s for k, s in kinds.items() if not (by_example and k == MULTI_HOP)}  # a small model cannot write those
+    asked: list[QuestionRequest] = []
+    by_example = way.style == "few_shot"
+    shares = {k: s for k, s in question_types.items() if not (by_example and k == MULTI_HOP)}  # a small model cannot write those
     if not any(shares.values()):
-        raise InputError("generate.kinds has multi_hop alone, which a model that is asked by examples cannot write: add another kind, or take a larger LLM")
+        raise InputError("generate.question_types has multi_hop alone, which a model that is asked by examples cannot write: add another kind, or take a larger LLM")
     for row in rows:
         p = related.passages[row]
         seed = (way.seed + crc32(f"{number}\0{p.id}".encode())) % 2**31
         wanted = draw_kinds(shares, per_passage, seed)
         if by_example:
-            asked.append(shown(p, wanted, related.steering(row), [k for k, share in shares.items() if share > 0], way, seed))
+            asked.append(few_shot_prompt(p, wanted, related.steering(row), [k for k, share in shares.items() if share > 0], way, seed))
             continue
         single, hops = [k for k in wanted if k != MULTI_HOP], [k for k in wanted if k == MULTI_HOP]
         together = [related.passages[n] for n in related.together(row, seed)] if hops else []
         if len(together) > 1:
-            asked.append(told(together, hops, [], way, seed))
+            asked.append(instruction_prompt(together, hops, [], way, seed))
         elif alone := {kind: share for kind, share in shares.items() if kind != MULTI_HOP}:  # no partner: as many questions of other kinds
             single += draw_kinds(alone, len(hops), seed)
         if single:
-            asked.append(told([p], single, related.steering(row), way, seed))
+            asked.append(instruction_prompt([p], single, related.steering(row), way, seed))
     return asked
 
 # %% ../nbs/13_questions.ipynb #683df7bb
@@ -285,7 +286,7 @@ def _plain(value: Any) -> str:
 
 
 def collect(
-    asked: Sequence[Asked],
+    asked: Sequence[QuestionRequest],
     answers: Sequence[list[Answer]],  # to each job
 ) -> tuple[list[Question], list[dict]]:  # questions; {"passages", "reason"} of what brought none
     "Questions from answers."
@@ -295,13 +296,13 @@ def collect(
         ids, document = [p.id for p in a.passages], a.passages[0].document
         before = len(questions)
         if a.job.problem:  # JSON: one reply with all questions
-            items = [item for answer in got for item in read_objects(answer.text, "question")][: len(a.kinds)]
+            items = [item for answer in got for item in read_objects(answer.text, "question")][: len(a.question_types)]
         else:
             texts = [begun + answer.text if not answer.reason else "" for begun, answer in zip(a.begun, got, strict=True)]
-            items = [{"question": text, "kind": kind} for text, kind in zip(texts, a.kinds, strict=True) if text.strip()]
+            items = [{"question": text, "kind": kind} for text, kind in zip(texts, a.question_types, strict=True) if text.strip()]
         for n, item in enumerate(items):
             text = _plain(item["question"])
-            kind = _word(item.get("kind"), a.kinds, a.kinds[n])
+            kind = _word(item.get("kind"), a.question_types, a.question_types[n])
             complexity = item.get("complexity") if type(item.get("complexity")) is int and 1 <= item["complexity"] <= 5 else 0
             reasoning = _word(item.get("reasoning"), REASONING, "")
             questions.append(Question(question_id(text, ids), text, kind, ids, document, _plain(item.get("answer")), reasoning, complexity))
@@ -323,24 +324,24 @@ PILOT = 6  # passages that ways are tried on
 
 def find_way(
     llm: LLM,
-    replies: Replies,
-    way: Way,  # its style is what is looked for
-    asked_as: Callable[[Way], list[Asked]],  # what would be asked about the pilot's passages
+    replies: ResponseCache,
+    way: PromptStyle,  # its style is what is looked for
+    asked_as: Callable[[PromptStyle], list[QuestionRequest]],  # what would be asked about the pilot's passages
     found: Callable[[list[Question]], float],  # share of questions that lead back to their passages
-) -> tuple[Way, dict[str, float]]:  # the way taken; style → share found
+) -> tuple[PromptStyle, dict[str, float]]:  # the way taken; style → share found
     "Try ways of asking, and take the one whose questions lead back to their passages."
     shares: dict[str, float] = {}
-    for style in ("json_schema", "json", "examples"):
-        if (style == "json" and shares["json_schema"] > 0) or (style == "examples" and max(shares.values()) >= 0.5):
+    for style in ("json_schema", "json", "few_shot"):
+        if (style == "json" and shares["json_schema"] > 0) or (style == "few_shot" and max(shares.values()) >= 0.5):
             continue
         trial = asked_as(replace(way, style=style))
         try:
-            questions, _ = collect(trial, ask(llm, [a.job for a in trial], replies, desc=f"trying {style}"))
+            questions, _ = collect(trial, complete(llm, [a.job for a in trial], replies, desc=f"trying {style}"))
         except InputError as error:  # not every server completes, and some answer a schema with a 500
             if style == "json" or (style == "json_schema" and "HTTP 5" not in str(error)):
                 raise
             questions = []
-        wanted = sum(len(a.kinds) for a in trial)
+        wanted = sum(len(a.question_types) for a in trial)
         shares[style] = found(questions) * len(questions) / wanted if questions else 0.0
     return replace(way, style=max(shares, key=shares.get)), shares
 

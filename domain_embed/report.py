@@ -13,8 +13,8 @@ from pathlib import Path
 from jinja2 import Environment
 
 from .beir import read_jsonl
+from .manifests import recorded, why_run
 from .runs import STAGES, stage_folder, write_atomic
-from .stages import recorded, why_run
 
 # %% ../nbs/71_report.ipynb #93d7e21e
 def headline(

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from .exported import ExportedModel, load_exported, run_graph, tokenize
+from .inference import ExportedModel, load_exported, run_graph, tokenize
 from .runs import InputError
 
 # %% ../nbs/61_service.ipynb #97038483

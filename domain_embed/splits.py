@@ -48,16 +48,16 @@ def deal(
     seed: int,
 ) -> dict[str, str]:  # unit → split, of the units that have questions
     "Decide each unit's split."
-    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    question_types: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for q in questions:
-        kinds[unit[q.document]][q.kind] += 1
-    place = {u: split for u, split in fixed.items() if u in kinds}
-    open_units = sorted(kinds.keys() - fixed.keys())
+        question_types[unit[q.document]][q.kind] += 1
+    place = {u: split for u, split in fixed.items() if u in question_types}
+    open_units = sorted(question_types.keys() - fixed.keys())
     if len(open_units) < len(shares):
         raise InputError(
             f"questions come from {len(open_units)} document(s) that can be told apart, and {', '.join(shares)} need one each: give more documents"
         )
-    total = sum((kinds[u] for u in open_units), Counter())
+    total = sum((question_types[u] for u in open_units), Counter())
     have = {split: Counter[str]() for split in shares}
     Random(seed).shuffle(open_units)
 
@@ -67,15 +67,15 @@ def deal(
             for k, n in more.items()
         )
 
-    for u in sorted(open_units, key=lambda u: -kinds[u].total()):
-        place[u] = min(shares, key=lambda split: cost(split, kinds[u]))
-        have[place[u]].update(kinds[u])
+    for u in sorted(open_units, key=lambda u: -question_types[u].total()):
+        place[u] = min(shares, key=lambda split: cost(split, question_types[u]))
+        have[place[u]].update(question_types[u])
     for split in shares:
         if not have[split]:  # the smallest unit of those that can spare one
             units_of = Counter(place[u] for u in open_units)
             spare = [u for u in open_units if units_of[place[u]] > 1]
-            place[min(spare, key=lambda u: kinds[u].total())] = split
-            have = {s: sum((kinds[u] for u in open_units if place[u] == s), Counter()) for s in shares}
+            place[min(spare, key=lambda u: question_types[u].total())] = split
+            have = {s: sum((question_types[u] for u in open_units if place[u] == s), Counter()) for s in shares}
     return place
 
 # %% ../nbs/21_splits.ipynb #9db4fc17
@@ -168,6 +168,6 @@ def read_frozen(
                 raise InputError(
                     f"prepare.frozen_test {folder}: passage {passage!r} {what}, so its judgements no longer hold: keep that document and its cutting as they were, or make a new test"
                 )
-    kinds = {str(row["_id"]): (row.get("metadata") or {}).get("kind", "labelled") for row in read_jsonl(folder / "queries.jsonl")}
+    question_types = {str(row["_id"]): (row.get("metadata") or {}).get("kind", "labelled") for row in read_jsonl(folder / "queries.jsonl")}
     positives = {q: [p for p, grade in judged.items() if grade > 0] for q, judged in test.qrels.items()}
-    return [Question(q, test.queries[q], kinds[q], found, now[found[0]].document) for q, found in positives.items() if found], digest
+    return [Question(q, test.queries[q], question_types[q], found, now[found[0]].document) for q, found in positives.items() if found], digest

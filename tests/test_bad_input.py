@@ -7,8 +7,8 @@ import threading
 import pytest
 from conftest import assert_refused, domain_embed, run_here, set_options
 
+from domain_embed.manifests import read_manifest
 from domain_embed.runs import InputError
-from domain_embed.stages import read_manifest
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_an_unreachable_llm(documents, tmp_path):
 
 def test_a_missing_api_key(documents, tmp_path):
     with pytest.raises(InputError, match="NO_KEY is not set"):
-        run_here("generate", tmp_path / "run", f"generate.documents={documents}", "generate.llm=m", "generate.llm_key_variable=NO_KEY")
+        run_here("generate", tmp_path / "run", f"generate.documents={documents}", "generate.llm=m", "generate.llm_api_key_env=NO_KEY")
 
 
 def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):
@@ -88,7 +88,7 @@ def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):
 
 
 def test_secrets_in_the_wrong_place_are_refused_and_never_written(documents, tmp_path):
-    for setting in ("generate.llm_base_url=https://me:sk-very-secret@host/v1", "generate.llm_key_variable=sk-very-secret"):
+    for setting in ("generate.llm_base_url=https://me:sk-very-secret@host/v1", "generate.llm_api_key_env=sk-very-secret"):
         done = generate(documents, tmp_path, setting)
         assert_refused(done, "--set generate.llm_")
         assert "sk-very-secret" not in done.stderr + done.stdout
@@ -109,7 +109,7 @@ def test_a_stage_without_the_one_before_it(tmp_path):
 def test_nothing_is_lost(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     before = read_manifest(run_dir, "generate")
-    done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_key_variable=NO_KEY", run_dir)
+    done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_api_key_env=NO_KEY", run_dir)
     assert_refused(done, "NO_KEY is not set")
     assert read_manifest(run_dir, "generate") == before
     assert "nothing has changed, skipped" in domain_embed("generate", run_dir).stdout  # what was refused is not remembered

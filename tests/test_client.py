@@ -16,9 +16,9 @@ from faulty_proxy import FAULTS, FaultyProxy
 from domain_embed import llm as client
 from domain_embed.beir import Passage
 from domain_embed.filters import read_scores
-from domain_embed.llm import Job, Replies, ask, connect, embedded_llm
-from domain_embed.questions import Asked, Way, collect, find_way, plan
-from domain_embed.related import Related
+from domain_embed.llm import Job, ResponseCache, complete, connect, embedded_llm
+from domain_embed.multihop import Related
+from domain_embed.questions import PromptStyle, QuestionRequest, collect, find_way, plan
 
 NUMBER, FEW = 200, 60
 
@@ -42,12 +42,12 @@ def quick(monkeypatch):
 
 def test_200_requests_with_faults_none_lost_none_paid_twice(tmp_path):
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0.35) as proxy:
-        answers = ask(server(proxy.url), jobs(), Replies(tmp_path / "replies.jsonl"))
+        answers = complete(server(proxy.url), jobs(), ResponseCache(tmp_path / "replies.jsonl"))
         assert all(a.text and not a.reason for (a,) in answers)
         assert len(proxy.delivered) == NUMBER and set(proxy.delivered.values()) == {1}
         assert all(proxy.faults[fault] for fault in set(FAULTS))
-        assert len(Replies(tmp_path / "replies.jsonl").known) == NUMBER
-        again = ask(server(proxy.url), jobs(), Replies(tmp_path / "replies.jsonl"))
+        assert len(ResponseCache(tmp_path / "replies.jsonl").known) == NUMBER
+        again = complete(server(proxy.url), jobs(), ResponseCache(tmp_path / "replies.jsonl"))
         assert again == answers and set(proxy.delivered.values()) == {1}
 
 
@@ -55,7 +55,7 @@ def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0) as proxy:
         refused = Job([{"prompt": "x " * 5000, "max_tokens": 4}])  # longer than the model's context: HTTP 400
         few = jobs()[:4]
-        answers = ask(server(proxy.url), [*few[:2], refused, *few[2:]], Replies(tmp_path / "replies.jsonl"))
+        answers = complete(server(proxy.url), [*few[:2], refused, *few[2:]], ResponseCache(tmp_path / "replies.jsonl"))
     assert [bool(a.text) for (a,) in answers] == [True, True, False, True, True] and answers[2][0].reason == "HTTP 400"
 
 
@@ -73,27 +73,27 @@ def test_an_estimate_beside_a_running_generate_destroys_no_reply(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(store)])
     opened = 0
     while process.poll() is None:
-        Replies(store)
+        ResponseCache(store)
         opened += store.exists()
     assert process.returncode == 0 and opened > 20
-    assert Replies(store).known == {f"key {n}": client.Reply(f"reply {n}", "stop", 1, 1, 0.0) for n in range(3000)}
+    assert ResponseCache(store).known == {f"key {n}": client.Reply(f"reply {n}", "stop", 1, 1, 0.0) for n in range(3000)}
 
 
 def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path):
     store = tmp_path / "replies.jsonl"
     whole = client.Reply("half of a character: ?", "stop", 1, 1, 0.0)
-    Replies(store).add("a", whole)
+    ResponseCache(store).add("a", whole)
     store.write_bytes(store.read_bytes() + b'{"key": "b", "text": "cut')
-    Replies(store).add("c", whole)
-    assert Replies(store).known == {"a": whole, "c": whole}
+    ResponseCache(store).add("c", whole)
+    assert ResponseCache(store).known == {"a": whole, "c": whole}
     with store.open("ab") as file:  # another process was killed while this one had the file open
         file.write(b'{"key": "d", "text": "cu' + store.read_bytes())
-    assert Replies(store).known == {"a": whole, "c": whole}
+    assert ResponseCache(store).known == {"a": whole, "c": whole}
 
 
 def test_hostile_replies_are_read():
     deep, half, odd = "[" * 3000 + "]" * 3000, '{"question": "what is \\ud83d", "complexity": [1]}', '{"query": [1], "overall": 8}'
-    asked = Asked([Passage("p", "d", "", "water")], ["factual"], Job([{}], problem=lambda reply: ""))
+    asked = QuestionRequest([Passage("p", "d", "", "water")], ["factual"], Job([{}], problem=lambda reply: ""))
     for reply, number in ((deep, 0), (half, 1), (deep + half, 1)):
         questions, failed = collect([asked], [[client.Answer(reply)]])
         assert len(questions) == number and len(failed) == 1 - number
@@ -120,25 +120,25 @@ def test_kill_in_the_middle(tmp_path):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        before = Replies(store).known
+        before = ResponseCache(store).known
         assert FEW // 3 <= len(before) < FEW
         subprocess.run(command, cwd=here, check=True, stderr=subprocess.DEVNULL)
-        known = Replies(store).known
+        known = ResponseCache(store).known
         twice = [body for body, times in proxy.delivered.items() if times > 1]
         assert len(proxy.delivered) == FEW and len(twice) <= 6  # at most what was under way when the process died
         assert {k: known[k] for k in before} == before
-        undisturbed = ask(server(own.addresses[0]), jobs(FEW), Replies(tmp_path / "other.jsonl"))
-        assert [(a,) for (a,) in ask(server(proxy.url), jobs(FEW), Replies(store))] == [(a,) for (a,) in undisturbed]
+        undisturbed = complete(server(own.addresses[0]), jobs(FEW), ResponseCache(tmp_path / "other.jsonl"))
+        assert [(a,) for (a,) in complete(server(proxy.url), jobs(FEW), ResponseCache(store))] == [(a,) for (a,) in undisturbed]
 
 
 def test_a_server_that_knows_no_schema(tmp_path):
     manual = [
         Passage(f"m#{n}", "m", "", text, language="en") for n, text in enumerate(("E17 means no water.", "Valve V3 clears E17.", "It weighs 4 kg."))
     ]
-    related, way = Related(manual, np.eye(3, dtype=np.float32)), Way("auto", 60, 0)
+    related, way = Related(manual, np.eye(3, dtype=np.float32)), PromptStyle("auto", 60, 0)
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0, never=b"json_schema") as proxy:
         llm = replace(server(proxy.url), retries=0, timeout=60)
         taken, shares = find_way(
-            llm, Replies(tmp_path / "replies.jsonl"), way, lambda w: plan([0, 1, 2], related, {"factual": 1}, 1, w), lambda questions: 0.4
+            llm, ResponseCache(tmp_path / "replies.jsonl"), way, lambda w: plan([0, 1, 2], related, {"factual": 1}, 1, w), lambda questions: 0.4
         )
-    assert shares["json_schema"] == 0 and taken.style in ("json", "examples") and shares[taken.style] > 0
+    assert shares["json_schema"] == 0 and taken.style in ("json", "few_shot") and shares[taken.style] > 0

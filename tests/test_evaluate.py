@@ -16,11 +16,11 @@ from domain_embed.beir import Passage, Question, read_beir, write_beir
 from domain_embed.breakdown import clusters_of
 from domain_embed.deploy import _free_port, serve_command, served
 from domain_embed.encode import model_path
-from domain_embed.exported import Endpoint
-from domain_embed.mining import KEPT, Window
-from domain_embed.pictures import draw_queries
+from domain_embed.inference import Endpoint
+from domain_embed.manifests import read_manifest
+from domain_embed.mining import KEPT, Candidates
+from domain_embed.plots import draw_queries
 from domain_embed.runs import InputError
-from domain_embed.stages import read_manifest
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
             "short": "tuned @ 64",
             "merged": "merged 0.5",
             "fused": "tuned @ 64 + bm25",
-            "reranked": f"tuned > {reranker}",
+            "rerank_top_k": f"tuned > {reranker}",
         }
-        options = [f"evaluate.rows={json.dumps(list(rows.values()))}", f"evaluate.guard_sets=[{other_domain}]", "evaluate.map_passages=40"]
+        options = [f"evaluate.systems={json.dumps(list(rows.values()))}", f"evaluate.out_of_domain_sets=[{other_domain}]", "evaluate.map_passages=40"]
         assert_ok(domain_embed("evaluate", *(word for option in options for word in ("--set", option)), run_dir))
     manifest = read_manifest(run_dir, "evaluate")
     found = manifest["metrics"]["sets"]["generated"]
     ndcg = {name: found["rows"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
     tuned = found["rows"]["tuned"]["nDCG@10"]["mean"]
-    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["reranked"] != tuned
+    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["rerank_top_k"] != tuned
     best = pd.read_parquet(run_dir / "4_evaluate/rankings.parquet").query("rank == 1 and set == 'generated'").pivot(index="query", columns="row", values="score")
     eight_bits = (best[rows["int8"]] - best["tuned"]).abs()
     assert eight_bits.max() > 1e-5 and eight_bits.max() < 0.1 and (best[rows["graph"]] - best["tuned"]).abs().max() < 1e-5
@@ -80,9 +80,9 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
 def test_what_cannot_be_compared_is_refused_before_anything_runs(tiny_run, tmp_path):
     run_dir = tiny_run[0]
     before = read_manifest(run_dir, "evaluate")
-    assert_refused(domain_embed("evaluate", "--set", "evaluate.rows=['bm25', 'merged 7']", run_dir), "no share between 0 and 1")
-    assert_refused(domain_embed("evaluate", "--set", f"evaluate.guard_sets=[{tmp_path}]", run_dir), f"{tmp_path}/corpus.jsonl is missing")
-    secret = domain_embed("evaluate", "--set", "evaluate.rows=['https://me:secret@host/v1 model']", run_dir)
+    assert_refused(domain_embed("evaluate", "--set", "evaluate.systems=['bm25', 'merged 7']", run_dir), "no share between 0 and 1")
+    assert_refused(domain_embed("evaluate", "--set", f"evaluate.out_of_domain_sets=[{tmp_path}]", run_dir), f"{tmp_path}/corpus.jsonl is missing")
+    secret = domain_embed("evaluate", "--set", "evaluate.systems=['https://me:secret@host/v1 model']", run_dir)
     assert_refused(secret, "without a user name")
     assert "secret" not in secret.stderr and "secret" not in (run_dir / "run.json").read_text()
     assert read_manifest(run_dir, "evaluate") == before
@@ -131,6 +131,6 @@ def test_near_duplicates_are_one_cluster_in_small_sets_too(tmp_path):
 
 def test_questions_with_signs_that_mean_something_to_matplotlib():
     figure = Figure()
-    window = Window(["q"], ["p"], np.array([[0]]), np.array([[0.5]], np.float32), np.zeros((1, 1), np.int8), np.array([0.9], np.float32), [])
+    window = Candidates(["q"], ["p"], np.array([[0]]), np.array([[0.5]], np.float32), np.zeros((1, 1), np.int8), np.array([0.9], np.float32), [])
     draw_queries(figure.subplots(), window, np.array([[KEPT]], np.int8), 0.95, [0], ["what do $# and $? mean"])
     figure.canvas.draw()

@@ -12,10 +12,10 @@ from sentence_transformers import SentenceTransformer
 from domain_embed import finetune
 from domain_embed.beir import read_jsonl
 from domain_embed.encode import load_model, model_path
-from domain_embed.live import Curve
+from domain_embed.manifests import read_manifest
 from domain_embed.profiles import load_profile
 from domain_embed.runs import InputError
-from domain_embed.stages import read_manifest
+from domain_embed.training_plot import Curve
 
 SMALL = ["finetune.batch_size=4", "finetune.evaluations_per_epoch=2", "finetune.merge=false"]
 
@@ -47,8 +47,8 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
 
 def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
-    asked = ["soft_labels=0.5", "draw_from=4", "piece=6", "matryoshka=['128', '32']", "lora_rank=4", "layer_decay=0.8"]
-    more = ["merge=false", "gradient_checkpointing=on", "learning_rate=1e-3", "batch_size=4", "patience=1"]
+    asked = ["distill_weight=0.5", "negative_pool=4", "mini_batch_size=6", "matryoshka_dims=['128', '32']", "lora_rank=4", "layerwise_lr_decay=0.8"]
+    more = ["merge=false", "gradient_checkpointing=on", "learning_rate=1e-3", "batch_size=4", "early_stopping_patience=1"]
     metrics = run_here("finetune", run_dir, *(f"finetune.{setting}" for setting in (*asked, *more)))["metrics"]
     assert set(metrics["merge"]) == {"0.0", "1.0"} and metrics["val_ndcg@10_best"] == metrics["merge"]["1.0"]
     assert any("loss" in row for row in read_jsonl(run_dir / "3_finetune/curve.jsonl"))
@@ -60,7 +60,7 @@ def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     changed = [name for name, weight in tuned.state_dict().items() if not torch.equal(weight.cpu(), base.state_dict()[name].cpu())]
     assert changed and all("LayerNorm" not in name and "embeddings" not in name for name in changed)
     with pytest.raises(InputError, match="'384' is no number of dimensions below the model's 384"):
-        run_here("finetune", run_dir, "finetune.matryoshka=['384']")
+        run_here("finetune", run_dir, "finetune.matryoshka_dims=['384']")
 
 
 CODE = "from transformers import BertModel\n\n\nclass OwnModel(BertModel):\n    pass\n"
@@ -71,7 +71,7 @@ def test_a_model_that_comes_with_code_goes_through_the_notebook(tiny_run, tmp_pa
     (folder / "own_code.py").write_text(CODE)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own_code.OwnModel"}, "architectures": ["OwnModel"]}))
-    options = set_options(f"base_model={folder}", "trust_remote_code=true", "finetune.row_share=0.2")
+    options = set_options(f"base_model={folder}", "trust_remote_code=true", "finetune.train_fraction=0.2")
     assert_ok(domain_embed("finetune", *options, run_dir))
     assert (run_dir / "3_finetune/model/own_code.py").exists() and (run_dir / "notebooks/30_finetune.ipynb").exists()
 
@@ -79,7 +79,7 @@ def test_a_model_that_comes_with_code_goes_through_the_notebook(tiny_run, tmp_pa
 def test_the_recipe_s_training(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     recipe = load_profile("recipe")["finetune"]
-    names = ("in_batch_negatives", "checkpoint", "merge", "train_candidates", "draw_from", "temperature", "warmup_steps")
+    names = ("in_batch_negatives", "checkpoint", "merge", "negatives_per_query", "negative_pool", "temperature", "warmup_steps")
     asked = [f"finetune.{name}={recipe[name]}" for name in names]
     manifests = [run_here(stage, run_dir, "prepare.val_fraction=0", *asked) for stage in ("prepare", "finetune")]
     assert manifests[0]["metrics"]["questions"]["dev"] == 0 and recipe["in_batch_negatives"] is False and recipe["checkpoint"] == "last"
@@ -91,10 +91,10 @@ def test_the_recipe_s_training(tiny_run, tmp_path):
 
 def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     run_dir, trained = shutil.copytree(tiny_run[0], tmp_path / "copy"), []
-    asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'row_share=0.5,1']"]
+    asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'train_fraction=0.5,1']"]
 
     def counted(settings, *more, really=finetune.tune):
-        trained.append((settings.learning_rate, settings.row_share))
+        trained.append((settings.learning_rate, settings.train_fraction))
         if len(trained) == 3:
             raise Killed
         return really(settings, *more)
@@ -104,8 +104,8 @@ def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     with patch.object(finetune, "tune", counted):
         metrics = run_here("finetune", run_dir, *asked)["metrics"]
     assert trained == [(1e-9, 0.5), (1e-9, 1.0), (1e-3, 0.5), (1e-3, 0.5), (1e-3, 1.0)]
-    whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["tried"] if t["settings"]["row_share"] == 1}
-    assert metrics["val_ndcg@10_best"] == max(whole.values()) and metrics["kept_settings"]["row_share"] == 1
+    whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["tried"] if t["settings"]["train_fraction"] == 1}
+    assert metrics["val_ndcg@10_best"] == max(whole.values()) and metrics["kept_settings"]["train_fraction"] == 1
     assert whole[metrics["kept_settings"]["learning_rate"]] == max(whole.values())
     assert metrics["more_documents"].startswith(("More documents ", "Whether more documents "))
     with pytest.raises(InputError, match=r"'seeds=1,2': expected name=value,value with one of the names epochs, .*, seed"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from domain_embed import stages
+from domain_embed import manifests
 from domain_embed.profiles import find_profile, load_profile, read_parameters
 from domain_embed.runs import STAGES, asset
 
@@ -98,8 +98,8 @@ def test_imports_run_one_way():
 
 def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
-    monkeypatch.setattr(stages, "asset", lambda name: tmp_path / name)
-    before = {stage: stages.code_sha256(stage) for stage in STAGES}
+    monkeypatch.setattr(manifests, "asset", lambda name: tmp_path / name)
+    before = {stage: manifests.code_sha256(stage) for stage in STAGES}
     for name, old, new, changed in (
         ("22_mining", "below = ", "below =  ", {"prepare"}),
         ("04_metrics", "K_VALUES = (1, ", "K_VALUES =  (1, ", set(STAGES)),
@@ -109,7 +109,7 @@ def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
-        assert {stage for stage in STAGES if stages.code_sha256(stage) != before[stage]} == changed
+        assert {stage for stage in STAGES if manifests.code_sha256(stage) != before[stage]} == changed
         path.write_text(text)
 
 

@@ -8,7 +8,7 @@ from faulty_proxy import FaultyProxy
 
 from domain_embed.beir import read_jsonl, read_questions
 from domain_embed.llm import embedded_llm
-from domain_embed.stages import read_manifest
+from domain_embed.manifests import read_manifest
 
 SHORT = """
 system: "Write in $language about what stands between $mark."
@@ -27,8 +27,8 @@ def settings(address, folder, *more):
         "generate.passage_tokens=60",
         "generate.llm=any",
         f"generate.llm_base_url={address}",
-        "generate.llm_key_variable=MY_KEY",
-        "generate.llm_style=json_schema",
+        "generate.llm_api_key_env=MY_KEY",
+        "generate.prompt_style=json_schema",
         "generate.llm_max_tokens=120",
         "generate.round_trip_k=1000",
         "generate.max_copied_words=100",
@@ -38,7 +38,7 @@ def settings(address, folder, *more):
 
 def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
     with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0.2, stall=0) as proxy:
-        more = ("generate.kinds={factual: 1, multi_hop: 1}", "generate.max_passages=3", "generate.judge_llm=generator", "generate.judge_threshold=1")
+        more = ("generate.question_types={factual: 1, multi_hop: 1}", "generate.max_passages=3", "generate.judge_llm=generator", "generate.min_judge_score=1")
         assert_ok(
             domain_embed("generate", "--documents", documents, *settings(proxy.url, tmp_path, *more), tmp_path / "run", MY_KEY="sk-very-secret")
         )
@@ -53,7 +53,7 @@ def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
     }
     assert metrics["asked_passages"] == len(asked)  # every passage ends with its questions or a reason
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-very-secret" in p.read_bytes()]
-    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["generate"]["llm_key_variable"] == "MY_KEY"
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["generate"]["llm_api_key_env"] == "MY_KEY"
     kept = read_questions(tmp_path / "run/1_generate/questions.jsonl")
     assert all(set(q.scores) == {"relevance", "accuracy", "context_support", "clarity", "overall"} for q in kept)
 
@@ -62,11 +62,11 @@ def test_json_multi_hop_and_judge_through_a_faulty_server(documents, tmp_path):
 def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
     with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0) as proxy:
         prices = (
-            "generate.llm_price_in=1000",
-            "generate.llm_price_out=2000",
+            "generate.llm_input_price=1000",
+            "generate.llm_output_price=2000",
             "generate.max_passages=9",
             "generate.questions_per_passage=1",
-            "generate.kinds={factual: 1}",
+            "generate.question_types={factual: 1}",
         )
         options = ("--documents", documents, *settings(proxy.url, tmp_path, *prices))
         printed = assert_ok(domain_embed("generate", "--estimate", *options, tmp_path / "run", MY_KEY="x"))
@@ -78,4 +78,4 @@ def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
         assert_ok(domain_embed("generate", *options, "--set", f"generate.max_budget={budget}", tmp_path / "run", MY_KEY="x"))
         metrics = read_manifest(tmp_path / "run", "generate")["metrics"]
         assert metrics["cost"] <= budget and metrics["unanswered"]["the budget is spent"] > 0 and metrics["funnel"]["kept"] > 0
-        assert_refused(domain_embed("generate", *options, "--set", "generate.llm_price_in=0", "--set", "generate.llm_price_out=0", "--set", "generate.max_budget=1", tmp_path / "run", MY_KEY="x"), "max_budget needs prices")  # fmt: skip
+        assert_refused(domain_embed("generate", *options, "--set", "generate.llm_input_price=0", "--set", "generate.llm_output_price=0", "--set", "generate.max_budget=1", tmp_path / "run", MY_KEY="x"), "max_budget needs prices")  # fmt: skip

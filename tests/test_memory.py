@@ -21,9 +21,9 @@ STEPS = """
 import json, re, sys
 from pathlib import Path
 import torch
-from domain_embed import processes
+from domain_embed import distributed
 from domain_embed.batches import Example
-from domain_embed.recipe import TrainingRow
+from domain_embed.nvidia_format import TrainingRow
 from domain_embed.training import Objective, Options
 
 def resident(field):  # bytes
@@ -54,12 +54,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("hidden", "layers", "piece", "checkpointing"), [(512, 6, 0, "off"), (512, 6, 8, "on"), (768, 4, 4, "off")])
-def test_memory_is_what_was_computed(tmp_path, hidden, layers, piece, checkpointing):
+@pytest.mark.parametrize(("hidden", "layers", "mini_batch_size", "checkpointing"), [(512, 6, 0, "off"), (512, 6, 8, "on"), (768, 4, 4, "off")])
+def test_memory_is_what_was_computed(tmp_path, hidden, layers, mini_batch_size, checkpointing):
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 256}
     random_encoder(tmp_path, num_hidden_layers=layers, **sizes)
     (tmp_path / "steps.py").write_text(STEPS)
-    done = subprocess.run([sys.executable, tmp_path / "steps.py", tmp_path, str(piece), checkpointing], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, tmp_path / "steps.py", tmp_path, str(mini_batch_size), checkpointing], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print({name: f"{size / 2**20:.0f} MiB" for name, size in found.items()})
@@ -79,14 +79,14 @@ def test_a_model_without_gradient_checkpointing():
 
 def through_stages(run_dir, model, *settings):
     "Fine-tune and export a model in a copy of a run: both manifests."
-    asked = (f"base_model={model}", "finetune.train_max_length=16", "finetune.val_passages=8", "finetune.row_share=0.1", "finetune.batch_size=16", "export.parity_passages=8")
+    asked = (f"base_model={model}", "finetune.train_max_length=16", "finetune.val_passages=8", "finetune.train_fraction=0.1", "finetune.batch_size=16", "export.parity_passages=8")
     return [run_here(stage, run_dir, *asked, *settings) for stage in ("finetune", "export")]
 
 
 def test_a_model_of_the_recipes_width(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     path = random_encoder(tmp_path, dtype=torch.bfloat16, num_hidden_layers=2, **REAL)
-    tuned, exported = through_stages(run_dir, path, "finetune.epochs=2", "finetune.piece=4", "finetune.learning_rate=1e-3", "finetune.warmup_steps=0", "finetune.merge=false", "export.int8=false")
+    tuned, exported = through_stages(run_dir, path, "finetune.epochs=2", "finetune.mini_batch_size=4", "finetune.learning_rate=1e-3", "finetune.warmup_steps=0", "finetune.merge=false", "export.int8=false")
     saved = load_model(str(run_dir / "3_finetune/model"), 64, device="cpu")
     assert next(saved.parameters()).dtype == torch.bfloat16 and tuned["metrics"]["steps"] >= 1
     changed = [not torch.equal(weight, before) for weight, before in zip(saved.parameters(), load_model(path, 64, device="cpu").parameters(), strict=True)]
@@ -99,9 +99,9 @@ def test_a_model_of_the_recipes_size(tiny_run, tmp_path):
     run_dir, start = shutil.copytree(tiny_run[0], tmp_path / "copy"), time.monotonic()
     path = random_encoder(tmp_path, REAL_VOCABULARY, torch.bfloat16, num_hidden_layers=REAL_LAYERS, **REAL)
     print(f"written after {time.monotonic() - start:.0f} s", flush=True)
-    tuned, exported = through_stages(run_dir, path, "finetune.epochs=2", "finetune.piece=4", "finetune.lora_rank=8", "finetune.warmup_steps=0", "finetune.merge=false", "export.int8=false")
+    tuned, exported = through_stages(run_dir, path, "finetune.epochs=2", "finetune.mini_batch_size=4", "finetune.lora_rank=8", "finetune.warmup_steps=0", "finetune.merge=false", "export.int8=false")
     print(tuned["timings"], tuned["seconds"], exported["metrics"]["parity"], exported["seconds"])
     parity = exported["metrics"]["parity"]["onnx fp32"]
     assert parity["megabytes"] > 4000 and parity["cosine_min"] > 0.9999
     with pytest.raises(InputError, match=r"this training needs [0-9.]+ GiB .* are free: set finetune.lora_rank"):
-        through_stages(run_dir, path, "finetune.piece=512", "finetune.gradient_checkpointing=off", "finetune.train_max_length=64")
+        through_stages(run_dir, path, "finetune.mini_batch_size=512", "finetune.gradient_checkpointing=off", "finetune.train_max_length=64")

@@ -10,8 +10,8 @@ import time
 
 from conftest import COMMAND, ROOT, assert_ok, domain_embed, set_options
 
+from domain_embed.manifests import read_manifest
 from domain_embed.runs import STAGES, sha256, stage_folder
-from domain_embed.stages import read_manifest
 
 
 def test_a_run_leaves_what_it_promises(tiny_run):

@@ -13,7 +13,7 @@ from conftest import run_here
 from domain_embed.batches import label_batch, plan_batches
 from domain_embed.beir import Passage, Question, read_beir, read_passages, read_questions, write_beir, write_questions
 from domain_embed.encode import encode, load_model, workers
-from domain_embed.recipe import read_training
+from domain_embed.nvidia_format import read_training
 from domain_embed.runs import InputError
 
 PARTS = (
@@ -54,7 +54,7 @@ def pairs(tmp_path):
 
 def prepare(run_dir, folder, *settings):
     return run_here(
-        "prepare", run_dir, f"prepare.pairs={folder}", "prepare.candidates=20", "prepare.test_fraction=0.2", "prepare.num_negatives=5", *(f"prepare.{s}" for s in settings)
+        "prepare", run_dir, f"prepare.pairs={folder}", "prepare.range_max=20", "prepare.test_fraction=0.2", "prepare.num_negatives=5", *(f"prepare.{s}" for s in settings)
     )
 
 
@@ -102,7 +102,7 @@ def test_what_is_written_agrees_with_itself_and_beir_reads_it(pairs, tmp_path):
         kept == {(r["question_id"].rpartition("_")[0], n["id"]) for r in content for n in r["neg_doc"]} and len(kept) == metrics["candidates"]["kept"]
     )
     likely = [json.loads(line) for line in (folder / "likely_positives.jsonl").read_text().splitlines()]
-    assert len(likely) == (scores["verdict"] == "above the line").sum() > 0 and likely == sorted(likely, key=lambda r: -r["share"])
+    assert len(likely) == (scores["verdict"] == "above the threshold").sum() > 0 and likely == sorted(likely, key=lambda r: -r["share"])
     for row in content:
         assert not {n["id"] for n in row["neg_doc"]} & {m["id"] for m in (*row["masked_doc"], *row["pos_doc"])}
     corpus, queries, qrels = GenericDataLoader(str(folder / "eval_beir")).load("test")
@@ -148,14 +148,14 @@ def test_two_processes_give_the_same_vectors():
 
 def test_settings_that_cannot_be_meant(pairs, tmp_path):
     for wrong, why in (
-        ("skip_ranks=20", "leaves none of prepare.candidates = 20"),
-        ("sample_from=2", "less than prepare.num_negatives = 5"),
+        ("range_min=20", "leaves none of prepare.range_max = 20"),
+        (("sampling_strategy=random", "sampling_pool=2"), "less than prepare.num_negatives = 5"),
         ("groups=/none", "/none does not exist"),
         ("frozen_test=/none", "/none/corpus.jsonl is missing"),
         ("pairs=/none", "/none does not exist"),
     ):
         with pytest.raises(InputError, match=why):
-            prepare(tmp_path / "run", pairs, wrong)
+            prepare(tmp_path / "run", pairs, *([wrong] if isinstance(wrong, str) else wrong))
 
 
 def test_marks_are_obeyed_and_move_nothing_else(pairs, tmp_path):
@@ -163,7 +163,7 @@ def test_marks_are_obeyed_and_move_nothing_else(pairs, tmp_path):
     settings = ("max_leak=1", "max_positive_fraction=0.6")
     before = prepare(run, pairs, *settings)["metrics"]
     scores = pd.read_parquet(run / "2_prepare/scores.parquet")
-    false, relevant = (scores[scores["verdict"] == v].iloc[0] for v in ("kept", "above the line"))
+    false, relevant = (scores[scores["verdict"] == v].iloc[0] for v in ("kept", "above the threshold"))
     marks = [{"query": r["query"], "candidate": r["candidate"], "mark": m} for r, m in ((false, "false"), (relevant, "relevant"))]
     (run / "marks.jsonl").write_text("".join(json.dumps(m) + "\n" for m in marks))
     after = prepare(run, pairs, *settings)["metrics"]
@@ -229,7 +229,7 @@ def test_questions_that_fail_the_round_trip_are_tested_and_not_trained_on(tiny_r
 
 def test_the_threshold_decides_what_is_trained_on(pairs, tmp_path):
     trained = {}
-    for fraction, others in (("0.95", ()), ("0.5", ()), ("0.95", ("skip_ranks=4",)), ("0.95", ("mask_neighbours=1",)), ("0.95", ("num_negatives=2",)), ("0.95", ("sample_from=9",))):
+    for fraction, others in (("0.95", ()), ("0.5", ()), ("0.95", ("range_min=4",)), ("0.95", ("exclude_adjacent=1",)), ("0.95", ("num_negatives=2",)), ("0.95", ("sampling_strategy=random", "sampling_pool=9"))):
         prepare(tmp_path / "run", pairs, "max_leak=1", f"max_positive_fraction={fraction}", *others)
         rows, texts = read_training(tmp_path / "run/2_prepare/train.json")
         plan = plan_batches(rows, dict.fromkeys(texts, 1), 4, 0, 8, 1, seed=0)
@@ -272,8 +272,8 @@ def test_bm25_a_second_encoder_samples_and_lines(pairs, tmp_path):
     passages = {p.id: p.text for p in read_passages(pairs / "corpus.jsonl")}
     found = read_beir(pairs, "all")
     lines.write_text("".join(f"{found.queries[q]}\t{passages[p]}\n" for q, judged in found.qrels.items() for p in judged))
-    more = ("fuse_bm25=always", "more_encoders=[embedded]", "sample_from=8", "min_margin=0.01", "mask_neighbours=1", "promote=1.0", "max_leak=1")
+    more = ("fuse_bm25=always", "ensemble_models=[embedded]", "sampling_strategy=random", "sampling_pool=8", "absolute_margin=0.01", "exclude_adjacent=1", "relabel_threshold=1.0", "max_leak=1")
     metrics = prepare(tmp_path / "run", lines, *more)["metrics"]
     assert sum(metrics["questions"].values()) > 40 and metrics["candidates"]["kept"] > 50
     with pytest.raises(InputError, match=r"cannot load the cross-encoder '/none'"):
-        prepare(tmp_path / "other", lines, "check_model=/none", "max_leak=1")
+        prepare(tmp_path / "other", lines, "cross_encoder=/none", "max_leak=1")

@@ -14,8 +14,8 @@ import pytest
 from conftest import COMMAND, assert_ok, domain_embed, set_options
 
 from domain_embed.beir import read_beir, read_jsonl
+from domain_embed.manifests import read_manifest
 from domain_embed.runs import STAGES
-from domain_embed.stages import read_manifest
 
 pytestmark = pytest.mark.slow
 
