@@ -19,7 +19,7 @@ from .encode import Reader, load_reader
 from .metrics import K_VALUES
 from .runs import InputError
 from .search import bm25_index, bm25_top_k, search
-from .systems import Encoder, System, Source
+from .systems import Encoder, Source, System
 
 # %% ../nbs/41_baselines.ipynb #b4bb404f
 DEPTH = max(K_VALUES)  # passages that are found for a query
@@ -35,7 +35,7 @@ class Searched:
     ask: Callable[[str], object]  # answers one query
     recall: float = 1.0  # of exact search, where an approximate index had to be used
 
-
+# %% ../nbs/41_baselines.ipynb #1e5ff530
 def shortened(
     vectors: np.ndarray,  # float32 (texts, dimensions), may be mapped
     source: Source,
@@ -48,7 +48,7 @@ def shortened(
     part = np.array(vectors[:, : source.dimensions])
     return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
 
-
+# %% ../nbs/41_baselines.ipynb #076d49ac
 def search_source(
     source: Source,
     test: RetrievalSet,

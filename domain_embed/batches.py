@@ -52,7 +52,7 @@ class Example:
     row: TrainingRow
     candidates: tuple[str, ...]  # passage ids beside its positive
 
-
+# %% ../nbs/33_batches.ipynb #94bf378f
 def plan_batches(
     rows: Sequence[TrainingRow],
     lengths: dict[str, int],  # passage id → its length, in tokens or any other unit

@@ -40,7 +40,7 @@ def read_jsonl(
                 raise InputError(f"{path}:{number}: no {missing[0]!r} in this line: {', '.join(required)} are expected")
             yield value
 
-
+# %% ../nbs/01_beir.ipynb #9620a7ea
 def write_jsonl(
     path: str | Path,  # file to write, atomically
     values: Iterable[dict],  # objects
@@ -66,7 +66,7 @@ class Passage:
         "What is embedded: BEIR's convention, title and text."
         return f"{self.title}. {self.text}" if self.title else self.text
 
-
+# %% ../nbs/01_beir.ipynb #c6516648
 @dataclass(frozen=True)
 class Question:
     "A generated query with the passages that answer it."
@@ -82,7 +82,7 @@ class Question:
     scores: dict[str, int] = field(default_factory=dict)  # the judge's, 1 to 10: "relevance", … , "overall"
     round_trip: bool | None = None  # whether the base model or BM25 finds all its passages; None: not tried
 
-
+# %% ../nbs/01_beir.ipynb #32992165
 def write_passages(
     path: str | Path,  # file to write
     passages: Sequence[Passage],
@@ -92,7 +92,7 @@ def write_passages(
     rows = ({"_id": p.id, "title": p.title, "text": p.text, "metadata": {k: v for k, v in more[p.id].items() if v}} for p in passages)
     return write_jsonl(path, rows)
 
-
+# %% ../nbs/01_beir.ipynb #87144b7c
 def _id(value: object, path: str | Path) -> str:
     "An id as text. Raises `InputError` if a file of judgements could not hold it."
     text = str(value)
@@ -100,14 +100,14 @@ def _id(value: object, path: str | Path) -> str:
         raise InputError(f"{path}: the _id {value!r} is empty or holds a tab or a line end, so no qrels file can name it: rename it")
     return text
 
-
+# %% ../nbs/01_beir.ipynb #bf2b0f58
 def _text(row: dict, path: str | Path) -> str:
     "The text of a passage or query."
     if not isinstance(row["text"], str):
         raise InputError(f"{path}: the text of {row['_id']!r} is {row['text']!r}: a string is expected")
     return row["text"]
 
-
+# %% ../nbs/01_beir.ipynb #b3ebdde0
 def read_passages(
     path: str | Path,  # corpus.jsonl
 ) -> list[Passage]:
@@ -125,7 +125,7 @@ def read_passages(
         raise InputError(f"{path}: {len(passages) - len(seen)} passages share an _id with another: every _id must be unique")
     return passages
 
-
+# %% ../nbs/01_beir.ipynb #01c8246f
 def write_questions(
     path: str | Path,  # file to write
     questions: Iterable[Question],
@@ -133,7 +133,7 @@ def write_questions(
     "Write questions as JSON lines."
     return write_jsonl(path, map(asdict, questions))
 
-
+# %% ../nbs/01_beir.ipynb #a84b880c
 def read_questions(
     path: str | Path,  # questions.jsonl
 ) -> list[Question]:
@@ -158,7 +158,7 @@ class RetrievalSet:
         "Whether the corpus says which passages belong to one document."
         return 2 * sum(p.document != p.id for p in self.passages) > len(self.passages)
 
-
+# %% ../nbs/01_beir.ipynb #ae570af2
 def write_beir(
     folder: str | Path,  # made if missing
     passages: Sequence[Passage],
@@ -196,7 +196,7 @@ def read_qrels(
             raise InputError(f"{path}:{number}: expected query-id<TAB>corpus-id<TAB>score, found {line!r}") from None
     return qrels
 
-
+# %% ../nbs/01_beir.ipynb #56b83678
 def read_beir(
     folder: str | Path,  # BEIR folder
     split: str = "test",  # which qrels
@@ -229,7 +229,7 @@ def _ties(passages: Sequence[Passage], questions: Sequence[Question]) -> Counter
     together = [*twins.values(), *({document[p] for p in q.positives} for q in questions)]
     return Counter(pair for names in together for ordered in [sorted(names)] for pair in zip(ordered, ordered[1:], strict=False))
 
-
+# %% ../nbs/01_beir.ipynb #621f39f0
 def units(
     passages: Sequence[Passage],
     questions: Sequence[Question],

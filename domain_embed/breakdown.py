@@ -35,7 +35,7 @@ ORDER = [name for classes, last in zip((LENGTHS, RARITY, ANSWERS), OTHERWISE, st
 def _class_of(value: int, classes: Sequence[tuple[int, str]], otherwise: str) -> str:
     return next((name for most, name in classes if value <= most), otherwise)
 
-
+# %% ../nbs/42_breakdown.ipynb #fe11b7f0
 LARGEST = 0.05  # of the queries: a cluster does not grow beyond that by ties
 SMALLEST = 8.0  # queries that ties may always put together
 
@@ -56,7 +56,7 @@ def clusters_of(
     unit = units(passages, questions, kept, max(SMALLEST, LARGEST * len(questions)))
     return [unit[q.document] for q in questions]
 
-
+# %% ../nbs/42_breakdown.ipynb #e5816026
 def describe_queries(
     test: RetrievalSet,
 ) -> pd.DataFrame:  # one row for each query in the set's order; columns "kind", "round trip", "answered by", "document", "length", "rare words"
@@ -87,7 +87,7 @@ MOST = 10  # groups of a kind, the largest
 def _place(group: str) -> tuple[int, str]:
     return ORDER.index(group) if group in ORDER else 0, group
 
-
+# %% ../nbs/42_breakdown.ipynb #a4f0108d
 def break_down(
     before: np.ndarray,  # (queries,): a metric
     after: np.ndarray,  # (queries,)

@@ -41,14 +41,14 @@ def serve_command(
     options = ["--graph", GRAPHS[graph], "--name", model_name, "--host", host, "--port", str(port)]
     return [sys.executable, "-m", "domain_embed.service", str(folder), *options]
 
-
+# %% ../nbs/60_deploy.ipynb #95d3d0cb
 def _free_port() -> int:
     "A port of the loopback address that nobody uses."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-
+# %% ../nbs/60_deploy.ipynb #5e56676d
 @contextmanager
 def served(
     command: list[str],  # from `serve_command`
@@ -71,7 +71,7 @@ def served(
         finally:
             server.terminate()
 
-
+# %% ../nbs/60_deploy.ipynb #a29967df
 def _ready(url: str) -> bool:
     "Whether the server says that it is ready."
     try:
@@ -92,7 +92,7 @@ class Settings(StageSettings):
     startup_timeout: int
     seed: int
 
-
+# %% ../nbs/60_deploy.ipynb #0d094f62
 def run_deploy(
     s: Settings,
 ) -> dict:  # the stage's manifest
@@ -110,7 +110,7 @@ def run_deploy(
         stage.read(artefact(run_dir, "finetune", "model"))
         test = sample_set(whole, s.check_passages, s.seed)
         reference = _reference(run_dir, evaluated["parameters"], whole, test)
-        with served(serve_command(run_dir, s.graph, s.model_name, "127.0.0.1", _free_port()), s.startup_timeout) as url:
+        with served(serve_command(run_dir, s.precision, s.model_name, "127.0.0.1", _free_port()), s.startup_timeout) as url:
             endpoint = Endpoint(url, s.model_name)
             answers = endpoint.ask(list(test.queries.values()), "query"), endpoint.ask([p.content for p in test.passages], "document")
         result = parity(test, reference, answers)
@@ -122,7 +122,7 @@ def run_deploy(
         write_json(stage.folder / "check.json", stage.metrics)
     return stage.manifest
 
-
+# %% ../nbs/60_deploy.ipynb #f22cae67
 def _reference(run_dir: str, evaluated: dict, whole: RetrievalSet, test: RetrievalSet) -> tuple[np.ndarray, np.ndarray]:
     "Vectors of stage 4's tuned model for a sample of its set, from the run's cache."
     model = load_model(str(artefact(run_dir, "finetune", "model")), evaluated["max_length"], trust_remote_code=evaluated["trust_remote_code"])

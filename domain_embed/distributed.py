@@ -55,7 +55,7 @@ class Job:
         model.max_seq_length = min(self.max_length, model.max_seq_length)
         return model
 
-
+# %% ../nbs/35_distributed.ipynb #82ff13d5
 @dataclass(frozen=True)
 class Trained:
     "What came of a job."
@@ -86,7 +86,7 @@ def write_job(
     }
     write_json(path, content)
 
-
+# %% ../nbs/35_distributed.ipynb #b42e1a2a
 def read_job(
     path: Path,  # from `write_job`
 ) -> Job:
@@ -116,7 +116,7 @@ def _memory(job: Job, model: SentenceTransformer, work: Path) -> tuple[Options, 
         write_json(path, known)
     return replace(job.options, mini_batch_size=known["mini_batch_size"], gradient_checkpointing=known["gradient_checkpointing"]), known["table"]
 
-
+# %% ../nbs/35_distributed.ipynb #8792a63e
 def run_job(
     job: Job,
     work: Path,  # folder for checkpoints
@@ -182,7 +182,7 @@ def main(
         write_json(work / "trained.json", {"curve": trained.curve, "speed": trained.speed, "memory": trained.memory})
     torch.distributed.destroy_process_group()
 
-
+# %% ../nbs/35_distributed.ipynb #70a24ec2
 def _end_with(parent: int) -> None:
     "End this process when the one that asked for it is gone: the next one continues from the checkpoint, and two must not write there."
     while True:

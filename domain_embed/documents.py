@@ -35,14 +35,14 @@ def _identifier() -> py3langid.langid.LanguageIdentifier:
     "A model of 97 languages that travels with its package (Lui and Baldwin, 2012)."
     return py3langid.langid.LanguageIdentifier.from_model_file(py3langid.langid.MODEL_FILE, norm_probs=True)
 
-
+# %% ../nbs/11_documents.ipynb #e3fa6b56
 def languages(
     text: str,
 ) -> dict[str, float]:  # ISO 639 code → probability
     "Which languages a text may be in."
     return {code: float(p) for code, p in _identifier().rank(text[:LANGUAGE_CHARACTERS])}
 
-
+# %% ../nbs/11_documents.ipynb #729265d5
 def language_of(text: str) -> str:  # ISO 639 code
     "The likeliest language of a text."
     return max((found := languages(text)), key=found.get)
@@ -68,7 +68,7 @@ def token_counter(
 
     return ends
 
-
+# %% ../nbs/11_documents.ipynb #c7525bc3
 def sentences(
     text: str,
     language: str,  # ISO 639 code; of an unknown one, the common rules
@@ -76,7 +76,7 @@ def sentences(
     "The sentences and lines of a text."
     return [s for line in text.splitlines(keepends=True) for s in (sentencex.segment(language, line) if len(line) > 1 else [line])]
 
-
+# %% ../nbs/11_documents.ipynb #129a09e4
 def _reach(text: str, start: int, limit: int, ends: Ends) -> int:  # offset; the end of the text if all of the rest fits
     "How far the text goes on from an offset within the limit."
     width = 8 * limit  # characters; more are looked at where tokens are longer
@@ -84,7 +84,7 @@ def _reach(text: str, start: int, limit: int, ends: Ends) -> int:  # offset; the
         width *= 2
     return len(text) if len(stops) <= limit else start + stops[limit - 1]
 
-
+# %% ../nbs/11_documents.ipynb #c0102444
 LOOKAHEAD = 200  # characters after a sentence's end that may decide whether it is one
 
 
@@ -102,7 +102,7 @@ def _boundary(text: str, start: int, reach: int, language: str) -> int:
         at = start + words[-1] if words and words[-1] else reach
     return at
 
-
+# %% ../nbs/11_documents.ipynb #44cdc97c
 def split_long(
     text: str,
     limit: int,  # tokens a piece may have
@@ -134,7 +134,7 @@ class _Piece:
     size: int = 0  # tokens of the texts
     links: list[str] = field(default_factory=list)
 
-
+# %% ../nbs/11_documents.ipynb #73e870ff
 def _tail(texts: Sequence[str], overlap: int, ends: Ends, language: str) -> str:
     "The last sentences of a passage, within the overlap."
     tail = ""
@@ -229,7 +229,7 @@ def cut_passages(
         for n, p in enumerate(cutter.pieces)
     ]
 
-
+# %% ../nbs/11_documents.ipynb #b604a2cc
 def _targets(links: Sequence[str], document: str) -> tuple[str, ...]:
     "The files below the same folder that relative links lead to, each once."
     parts = [urlsplit(link) for link in links]
@@ -250,7 +250,7 @@ def is_corpus(
         head = file.readline(1_000_000)
     return path.name == "corpus.jsonl" or (b'"_id"' in head and b'"text"' in head)
 
-
+# %% ../nbs/11_documents.ipynb #c07cbdf5
 @dataclass(frozen=True)
 class Corpus:
     "Passages, and how they came about."
@@ -259,7 +259,7 @@ class Corpus:
     documents: list[dict]  # one for each document: "document", "type", "passages", "tokens", "duplicates", "language", "skipped"
     boilerplate: list[dict]  # from `without_boilerplate`
 
-
+# %% ../nbs/11_documents.ipynb #61a51ec1
 def read_corpus(
     path: str | Path,  # folder of documents, one document, or a BEIR corpus.jsonl or its folder
     tokenizer: PreTrainedTokenizerBase,  # of the base model, which measures
@@ -293,13 +293,13 @@ def read_corpus(
     passages = [replace(p, group=p.group or passages[g].id) for p, g in zip(passages, groups, strict=True)]
     return Corpus(passages, _report(passages, skipped, ends), boilerplate)
 
-
+# %% ../nbs/11_documents.ipynb #b33404b6
 def _cut(document: Document, limit: int, ends: Ends, overlap: int) -> list[Passage]:
     "Passages of a document, in its language."
     sample = " ".join(b.text for b in document.blocks[:40])
     return cut_passages(document, limit, ends, overlap, language_of(sample)) if sample else []
 
-
+# %% ../nbs/11_documents.ipynb #9661de5e
 def _report(passages: Sequence[Passage], skipped: dict[str, str], ends: Ends) -> list[dict]:
     "What became of each document."
     of = defaultdict(list)
@@ -319,7 +319,7 @@ def _report(passages: Sequence[Passage], skipped: dict[str, str], ends: Ends) ->
     unused = [{"document": name, "passages": 0, "tokens": 0, "duplicates": 0, "language": "", "skipped": why} for name, why in skipped.items()]
     return [{"document": row["document"], "type": Path(row["document"].partition("#")[0]).suffix.lower(), **row} for row in used + unused]
 
-
+# %% ../nbs/11_documents.ipynb #e050ccea
 def skipped_by_type(
     documents: Sequence[dict],  # as `Corpus.documents`
 ) -> list[dict]:  # "type", "reason", "files"; the most frequent first

@@ -39,7 +39,7 @@ def packaged_file(
         raise InputError(f"the embedded model's package {package} is not installed: {install}")
     return Path(spec.origin).parent / name
 
-
+# %% ../nbs/02_encode.ipynb #aa8363db
 def model_path(
     name: str,  # "embedded", a folder, or a name on the hub
 ) -> str:  # what SentenceTransformer loads
@@ -87,7 +87,7 @@ def is_bidirectional(
         first = [model[0]({"input_ids": some, "attention_mask": torch.ones_like(some)})["token_embeddings"][0, 0].float() for some in (ids, changed)]
     return float((first[0] - first[1]).abs().max()) > 1e-6
 
-
+# %% ../nbs/02_encode.ipynb #2bb11d35
 def load_base(
     settings: Any,  # a stage's: base_model, max_length, query_prompt, passage_prompt, trust_remote_code
     device: str | None = None,  # None: the GPU where there is one
@@ -105,7 +105,7 @@ def load_base(
         )
     return model
 
-
+# %% ../nbs/02_encode.ipynb #4b3fbe38
 def revision_of(
     model: SentenceTransformer,
 ) -> str:  # hash of a commit on the hub; "": loaded from a folder
@@ -164,7 +164,7 @@ def cast_weights(
                 tensor.data = tensor.data.to(precision)
     return model
 
-
+# %% ../nbs/02_encode.ipynb #d2f3a2e8
 def merged(
     base: SentenceTransformer,
     tuned: SentenceTransformer,  # tuned from it
@@ -188,7 +188,7 @@ def token_lengths(
     found = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"] if len(texts) else []
     return np.array([len(ids) for ids in found], dtype=np.int64)
 
-
+# %% ../nbs/02_encode.ipynb #c1a4de55
 def batches(
     lengths: np.ndarray,  # tokens of each text, longest first
     budget: int,  # tokens of a batch, padding included
@@ -205,7 +205,7 @@ def devices() -> list[str]:  # one or more of "cuda:0", …; "cpu" where there i
     "Where a model can run here."
     return [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
 
-
+# %% ../nbs/02_encode.ipynb #6ad119a3
 @contextmanager
 def workers(
     model: SentenceTransformer,
@@ -219,7 +219,7 @@ def workers(
         if pool:
             model.stop_multi_process_pool(pool)
 
-
+# %% ../nbs/02_encode.ipynb #e324804d
 def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
@@ -267,7 +267,7 @@ def _name(hashes: Sequence[bytes]) -> str:
     "Hash of a list of texts."
     return hashlib.blake2b(b"".join(hashes), digest_size=16).hexdigest()
 
-
+# %% ../nbs/02_encode.ipynb #aa63ca70
 def _store(path: Path, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
     "Write vectors and the hashes of their texts; the vectors last, since they are what is looked for."
     for target, array in ((path.with_suffix(".keys"), np.frombuffer(b"".join(hashes), dtype=np.uint8)), (path, vectors)):
@@ -276,14 +276,14 @@ def _store(path: Path, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
             np.save(file, array)
         part.replace(target)
 
-
+# %% ../nbs/02_encode.ipynb #f2350c1b
 def _stored(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
     "The files of a folder with the hashes of their texts."
     for path in sorted(folder.glob("*.npy")):
         keys = np.load(path.with_suffix(".keys")).tobytes()
         yield path, [keys[n : n + 16] for n in range(0, len(keys), 16)]
 
-
+# %% ../nbs/02_encode.ipynb #38d78fd1
 def cached(
     folder: Path,  # for all that the vectors depend on besides the texts; made if missing
     texts: Sequence[str],
@@ -311,7 +311,7 @@ def cached(
             (folder / f"shard-{_name(keys)}{suffix}").unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
-
+# %% ../nbs/02_encode.ipynb #0a8b0887
 def encode_cached(
     cache: Path,  # folder; made if missing
     model: SentenceTransformer,
@@ -326,7 +326,7 @@ def encode_cached(
         pool = functools.cache(lambda: stack.enter_context(workers(model, where)))  # started when something is missing
         return cached(cache / vector_key(model, kind), texts, lambda some, part: encode(model, some, kind, part, pool()), desc)
 
-
+# %% ../nbs/02_encode.ipynb #b0ed872e
 def _gather(folder: Path, path: Path, hashes: Sequence[bytes]) -> None:
     "Put the vectors of some texts from a folder's files into one, without all of them in memory."
     part = path.with_suffix(f".{os.getpid()}")

@@ -28,7 +28,7 @@ from .profiles import StageSettings, check_parameters
 from .runs import InputError, literal, stage_folder, write_json
 from .search import ranking
 from .significance import LEAST, holm, interval, judge_change, randomisation_p
-from .systems import System, Source, open_encoder, parse_system
+from .systems import Source, System, open_encoder, parse_system
 
 # %% ../nbs/40_evaluate.ipynb #4bfc4a27
 @dataclass(frozen=True)
@@ -71,17 +71,17 @@ def summarise(
     tables: dict[str, pd.DataFrame],  # row → per-query metrics
     documents: Sequence[str],  # of each query, from `clusters_of`
     seed: int,
-) -> dict:  # "rows" → row → metric → "mean", "low", "high"; "changes" → row → the same, and "p"; "over_tuned" → row → the same of nDCG@10, p corrected for the number of rows
+) -> dict:  # "systems" → row → metric → "mean", "low", "high"; "changes" → row → the same, and "p"; "over_tuned" → row → the same of nDCG@10, p corrected for the number of rows
     "Means of every row, and how they differ from the base model's."
-    result: dict = {"rows": {}, "changes": {}}
-    for part, shift in (("rows", 0.0), ("changes", tables["base"])):
+    result: dict = {"systems": {}, "changes": {}}
+    for part, shift in (("systems", 0.0), ("changes", tables["base"])):
         for row, table in tables.items():
-            if part == "rows" or row != "base":
+            if part == "systems" or row != "base":
                 values = table - shift
                 result[part][row] = {metric: {"mean": float(values[metric].mean())} for metric in values.columns}
                 for metric in SHOWN:
                     low, high = interval(values[metric].to_numpy(), documents)
-                    result[part][row][metric] |= {"low": max(low, 0.0) if part == "rows" else low, "high": high}
+                    result[part][row][metric] |= {"low": max(low, 0.0) if part == "systems" else low, "high": high}
     others = [row for row in tables if row != "base"]  # tuned first
     p = randomisation_p(np.hstack([(tables[row] - tables["base"])[list(SHOWN)] for row in others]), documents, seed).reshape(len(others), len(SHOWN))
     for metric, of_rows in zip(SHOWN, p.T, strict=True):
@@ -94,7 +94,7 @@ def summarise(
         result["over_tuned"][row]["p"] = value
     return result
 
-
+# %% ../nbs/40_evaluate.ipynb #0608e384
 def recipe_results(
     tables: dict[str, pd.DataFrame],  # "base", "tuned", … → per-query metrics
 ) -> dict:  # {"base": {"NDCG": {"NDCG@1": …}, "MAP": …, "Recall": …, "Precision": {"P@1": …}}, "finetuned": …}
@@ -107,7 +107,7 @@ def recipe_results(
         for row, theirs in zip(OWN, ("base", "finetuned"), strict=True)
     }
 
-
+# %% ../nbs/40_evaluate.ipynb #3c69fa82
 def remarks(
     sets: dict[str, dict],  # set → its metrics
     deciding: str,  # the set whose verdict counts
@@ -115,7 +115,7 @@ def remarks(
 ) -> list[str]:  # sentences
     "What the verdict on the tuned model does not say, and its reader should know."
     said, own = [], sets[deciding]
-    means = {row: values["nDCG@10"]["mean"] for row, values in own["rows"].items()}
+    means = {row: values["nDCG@10"]["mean"] for row, values in own["systems"].items()}
     untrained = {row.name for row in rows if not any(source.trained for source in row.sources)}
     clear = [row for row, change in own["over_tuned"].items() if change["low"] > 0 and change["p"] <= 0.05 and own["documents"] >= LEAST]
     for row in sorted(clear, key=lambda row: -means[row])[:3]:
@@ -159,16 +159,16 @@ def _panel(axes: plt.Axes, names: Sequence[str], values: Sequence[dict], label: 
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
 
-
+# %% ../nbs/40_evaluate.ipynb #e686d8b6
 def plot_metrics(
     sets: dict[str, dict],  # set → its metrics
     min_gain: float,
 ) -> Figure:
     "nDCG@10 of every row, and its change from the base model, with 95% intervals."
-    sizes = [len(values["rows"]) + 1 for values in sets.values()]
+    sizes = [len(values["systems"]) + 1 for values in sets.values()]
     figure, grid = plt.subplots(len(sets), 2, figsize=(9, 0.42 * sum(sizes) + 0.5 * len(sets)), squeeze=False, height_ratios=sizes)
     for (left, right), (name, values) in zip(grid, sets.items(), strict=True):
-        _panel(left, list(values["rows"]), [v["nDCG@10"] for v in values["rows"].values()], "nDCG@10, 95% interval")
+        _panel(left, list(values["systems"]), [v["nDCG@10"] for v in values["systems"].values()], "nDCG@10, 95% interval")
         _panel(right, list(values["changes"]), [v["nDCG@10"] for v in values["changes"].values()], "change from base, 95% interval")
         right.axvline(0, color="black", linewidth=0.8)
         right.axvline(min_gain, color="black", linewidth=0.8, linestyle=":")
@@ -176,7 +176,7 @@ def plot_metrics(
     figure.tight_layout()
     return figure
 
-
+# %% ../nbs/40_evaluate.ipynb #e11b9931
 def plot_groups(
     groups: Sequence[dict],  # from `break_down`
 ) -> Figure:
@@ -194,13 +194,13 @@ def _ids(test: RetrievalSet, found: Searched) -> dict[str, dict[str, float]]:
     ranks = np.broadcast_to(-np.arange(found.rows.shape[1], dtype=np.float32), found.rows.shape)
     return ranking(list(test.queries), [p.id for p in test.passages], ranks, found.rows)
 
-
+# %% ../nbs/40_evaluate.ipynb #c4d44e32
 def _by_round_trip(test: RetrievalSet, ndcg: dict[str, pd.Series]) -> dict[str, dict]:  # "succeeds", "fails" → "queries", "base", "tuned"
     "nDCG@10 of questions that the base model or BM25 could answer before, and of the others."
     sides = {name: [q for q in test.qrels if test.about.get(q, {}).get("round_trip") is wanted] for name, wanted in (("succeeds", True), ("fails", False))}
     return {name: {"queries": len(own)} | {row: float(ndcg[row][own].mean()) for row in OWN} for name, own in sides.items() if own}
 
-
+# %% ../nbs/40_evaluate.ipynb #8cad6a96
 def judge_set(
     stage: Stage,
     name: str,  # of the set
@@ -222,7 +222,7 @@ def judge_set(
             for (q, some), of in zip(rankings.items(), own.scores.tolist(), strict=True)
             for n, (p, s) in enumerate(zip(some, of[:10], strict=False), start=1)
         )
-        best.append(pd.DataFrame(ten, columns=["query", "passage", "score", "rank"]).assign(set=name, row=row))
+        best.append(pd.DataFrame(ten, columns=["query", "passage", "score", "rank"]).assign(set=name, system=row))
         kept |= {row: rankings} if row in OWN else {}
     documents, ndcg = clusters_of(test), {row: table["nDCG@10"] for row, table in tables.items()}
     values = {"guard": guard, "queries": len(test.queries), "documents": len(set(documents)), "passages": len(test.passages)}
@@ -239,7 +239,7 @@ def judge_set(
         values["verdict"] = asdict(judge_change((ndcg["tuned"] - ndcg["base"]).to_numpy(), documents, seed, min_gain))
         write_jsonl(stage.folder / name / "moved.jsonl", moved(ndcg["tuned"] - ndcg["base"], test, kept))
     stage.metrics["sets"][name] = values
-    each = [table.rename_axis("query").reset_index().assign(set=name, row=row) for row, table in tables.items()]
+    each = [table.rename_axis("query").reset_index().assign(set=name, system=row) for row, table in tables.items()]
     return pd.concat(each), pd.concat(best)
 
 # %% ../nbs/40_evaluate.ipynb #7fde7d9a
@@ -278,7 +278,7 @@ def run_evaluate(
             plt.close(figure)
     return stage.manifest
 
-
+# %% ../nbs/40_evaluate.ipynb #62740c2c
 def _guards(folders: Sequence[str]) -> dict[str, Path]:
     "Guard sets by the shortest ends of their paths that tell them apart."
     paths, parts = [Path(folder) for folder in dict.fromkeys(folders)], 1
@@ -286,7 +286,7 @@ def _guards(folders: Sequence[str]) -> dict[str, Path]:
         parts += 1
     return names
 
-
+# %% ../nbs/40_evaluate.ipynb #0639d4b4
 def _read_files(stage: Stage, rows: Sequence[System], run_dir: str) -> None:
     "Record the models and graphs that rows name; a graph of this run must be of its tuned model."
     for name in {word for row in rows for source in row.sources for word in source.words} | {row.reranker for row in rows if row.reranker}:
@@ -297,7 +297,7 @@ def _read_files(stage: Stage, rows: Sequence[System], run_dir: str) -> None:
             if own and (why := why_run(run_dir, "export", read_manifest(run_dir, "export")["parameters"])):
                 raise InputError(f"row {name!r} is of another tuned model ({why}): run `domain-embed export {run_dir}` first")
 
-
+# %% ../nbs/40_evaluate.ipynb #0d033920
 def _map(models: dict[str, SentenceTransformer], test: RetrievalSet, cache: Path, most: int, seed: int) -> Figure:
     "A map of a sample of the corpus."
     chosen = np.sort(np.random.default_rng(seed).permutation(len(test.passages))[:most])

@@ -39,7 +39,7 @@ def read_marks(
         raise InputError(f"{path}: mark {wrong[0][1]!r} about {wrong[0][0]}: one of {', '.join(MARK)} is expected")
     return {pair: mark for pair, mark in found.items() if mark != "none"}
 
-
+# %% ../nbs/23_explorer.ipynb #362589f1
 def mark(
     path: str | Path,  # marks.jsonl
     query: str,  # id
@@ -72,7 +72,7 @@ def write_line(
     write_json(path, run)
     return f"written to {' and '.join(where)}: `domain-embed run {run_dir}` follows it; in other runs, {said}"
 
-
+# %% ../nbs/23_explorer.ipynb #82b8b78e
 def _with_values(profile: Path, values: dict[str, float | int]) -> str | None:
     "A profile's text with other values under `prepare:`, its comments as they are; None where that cannot be done line by line."
     text = profile.read_text(encoding="utf-8")

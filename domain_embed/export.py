@@ -33,7 +33,7 @@ class Settings(StageSettings):
     trust_remote_code: bool
     seed: int
 
-
+# %% ../nbs/50_export.ipynb #24e34392
 MIN_COSINE = 0.999  # of an fp32 vector to PyTorch's; rounding costs a thousandth of that
 
 

@@ -60,7 +60,7 @@ def copied_words(
             best += 1
     return best
 
-
+# %% ../nbs/14_filters.ipynb #c35606a8
 def invents(
     question: str,
     passages: Sequence[Passage],  # its own
@@ -69,7 +69,7 @@ def invents(
     there = "\n".join(p.content for p in passages).lower()
     return any(name.lower().removesuffix("()") not in there for name in identifiers(question))
 
-
+# %% ../nbs/14_filters.ipynb #fd5ecfac
 def foreign(
     question: str,
     language: str,  # of the passage; "" where unknown
@@ -138,7 +138,7 @@ def problem_of(
         problem = "invents a name"
     return problem
 
-
+# %% ../nbs/14_filters.ipynb #4fee0eb9
 def filter_questions(
     questions: Sequence[Question],  # with `round_trip`, where it was tried
     passages: dict[str, Passage],  # by id
@@ -155,7 +155,7 @@ def filter_questions(
     again = asked_before([questions[n] for n in kept], vectors[kept], duplicate_cosine) if kept and "duplicates" in filters else set()
     return dropped | dict.fromkeys(again, "asked before")
 
-
+# %% ../nbs/14_filters.ipynb #426a1648
 FUNNEL = (
     "too short", "too long", "mentions the passage", "repeats itself", "another language", "copies the passage", "invents a name",
     "asked before", "judged below the threshold", "not judged", "rejected in review", "more than wanted",
@@ -183,13 +183,13 @@ def read_scores(
     found = {row["query"]: {score: row.get(score) for score in SCORES} for row in rows}
     return {n: s for n, s in found.items() if all(type(v) is int and 1 <= v <= 10 for v in s.values())}
 
-
+# %% ../nbs/14_filters.ipynb #14fdcc3e
 def _scores_problem(number: int, reply: str) -> str:
     "What is wrong with a reply that should hold scores."
     missing = [n for n in range(1, number + 1) if n not in read_scores(reply, number)]
     return f"it has no integers {', '.join(SCORES)}, each from 1 to 10, for query {', '.join(map(str, missing))}" if missing else ""
 
-
+# %% ../nbs/14_filters.ipynb #7e451d96
 def judge_job(
     questions: Sequence[Question],  # about the same passage
     passages: dict[str, Passage],  # by id
@@ -210,7 +210,7 @@ def judge_job(
     shape = {f"query_{n}": schema_object({"query": {"type": "integer", "enum": [n]}} | scores) for n in range(1, len(questions) + 1)}
     return Job([body | response_format(way.style, "scores", shape)], problem=partial(_scores_problem, len(questions)))
 
-
+# %% ../nbs/14_filters.ipynb #489b8e74
 def judge_groups(
     questions: Sequence[Question],
 ) -> list[list[Question]]:
@@ -220,7 +220,7 @@ def judge_groups(
         groups.setdefault(q.positives[0], []).append(q)
     return [group[n : n + 8] for group in groups.values() for n in range(0, len(group), 8)]
 
-
+# %% ../nbs/14_filters.ipynb #dd77b8dc
 def judge(
     llm: LLM,
     questions: Sequence[Question],

@@ -104,7 +104,7 @@ class TrainingData:
         model.to(device)
         return scores
 
-
+# %% ../nbs/30_finetune.ipynb #e63230a9
 def _material(stage: Stage, s: Settings) -> TrainingData:
     "Read what stage 2 made, and measure the base model."
     prepared = {name: stage.read(artefact(stage.run_dir, "prepare", name)) for name in ("train.json", "eval_beir", "corpus")}
@@ -125,7 +125,7 @@ def _material(stage: Stage, s: Settings) -> TrainingData:
     material = TrainingData(rows, texts, lengths, guides, dev, base, length, precision, None)
     return replace(material, before=float(material.score(base).mean())) if dev else material
 
-
+# %% ../nbs/30_finetune.ipynb #c59df705
 def _validation_set(s: Settings, folder: Path) -> RetrievalSet | None:
     "The validation questions, if stage 2 has set any aside."
     if not read_qrels(folder / "qrels/dev.tsv"):
@@ -154,7 +154,7 @@ class TrainingResult:
     share: float  # what was kept
     scores: np.ndarray  # float (validation queries,): nDCG@10 of what was kept
 
-
+# %% ../nbs/30_finetune.ipynb #c9b20a7c
 def tune(
     s: Settings,
     material: TrainingData,
@@ -189,7 +189,7 @@ def tune(
     share = best_weight(shares) if s.merge else 1.0
     return TrainingResult(model, curve, trained.speed, trained.memory, len(rows), passages, size, shares, share, material.score(model))
 
-
+# %% ../nbs/30_finetune.ipynb #21958cec
 def _kept(s: Settings, material: TrainingData, trained: SentenceTransformer) -> tuple[SentenceTransformer, dict[float, float]]:
     "The model that is kept, in the precision in which it is saved, and the validation of each share."
     if s.merge:
@@ -197,7 +197,7 @@ def _kept(s: Settings, material: TrainingData, trained: SentenceTransformer) -> 
     model = cast_weights(trained, material.precision)
     return model, {0.0: material.before, 1.0: float(material.score(model).mean())} if material.dev else {}
 
-
+# %% ../nbs/30_finetune.ipynb #f63388c1
 def _dimensions(matryoshka_dims: list, whole: int) -> tuple[int, ...]:
     "Dimensions as numbers."
     for text in matryoshka_dims:
@@ -225,7 +225,7 @@ def _once(s: Settings, material: TrainingData, work: Path, logs: Path) -> Traini
         part.rename(ended)
     return found
 
-
+# %% ../nbs/30_finetune.ipynb #f1c9c737
 def _work(folder: Path, settings: list) -> Path:
     "Where checkpoints are; those of other settings are removed."
     work, name = folder / "checkpoints", hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
@@ -317,7 +317,7 @@ def run_finetune(
     shutil.rmtree(work.parent)  # when the manifest is written, and not before
     return stage.manifest
 
-
+# %% ../nbs/30_finetune.ipynb #996e22b3
 def _save(stage: Stage, s: Settings, material: TrainingData, kept: TrainingResult, tried: list[Trial]) -> None:
     "Write the model that is kept, its card, and the stage's numbers."
     kept.model.max_seq_length = material.length

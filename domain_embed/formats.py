@@ -40,7 +40,7 @@ class Block:
     level: int = 0  # 1 to 6 for a heading, 0 for anything else
     links: tuple[str, ...] = ()  # where its links lead, as written
 
-
+# %% ../nbs/15_formats.ipynb #2c55532e
 UNSEEN = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff\ufeff\ufffe\uffff]")
 MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 GUESSED_BYTES = 100_000  # enough to guess an encoding from
@@ -87,12 +87,12 @@ def html_blocks(source: str | bytes) -> Iterator[Block]:
         yield Block(title, level=1)
     yield from (b for b in _walk(main) if not (b.level and b.text == title))
 
-
+# %% ../nbs/15_formats.ipynb #d3f4cc8b
 def _words(element: Tag) -> str:
     "Its text on one line, the sign of a permanent link left out."
     return " ".join(UNSEEN.sub("", element.get_text()).split()).rstrip(" ¶")
 
-
+# %% ../nbs/15_formats.ipynb #4f62e0b4
 def _links(element: Tag) -> list[str]:
     "Where the links in an element lead, itself included."
     return [a["href"] for a in [element, *element.select("a[href]")] if a.name == "a" and a.get("href")]
@@ -115,7 +115,7 @@ def _walk(element: Tag, depth: int = 0) -> Iterator[Block]:
         elif type(child) is NavigableString:  # not a comment, a doctype or the like
             inline.append(str(child))
 
-
+# %% ../nbs/15_formats.ipynb #fbd55e3c
 def _block(element: Tag, depth: int) -> Iterator[Block]:
     "Blocks of an element that is one or holds some."
     if element.name == "pre":
@@ -149,7 +149,7 @@ def markdown_blocks(data: bytes) -> Iterator[Block]:
         yield Block(head["title"], level=1)
     yield from blocks
 
-
+# %% ../nbs/15_formats.ipynb #7888b4da
 def word_blocks(data: bytes) -> Iterator[Block]:
     "Word's .docx; pictures are left out."
     styles = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh"
@@ -169,7 +169,7 @@ class _Words(Directive):
         self.state.nested_parse(self.content, self.content_offset, holder)
         return [] if self.name in _HIDDEN else [*found, *holder.children]
 
-
+# %% ../nbs/15_formats.ipynb #b0a253ee
 _HIDDEN = {"toctree", "index", "highlight", "currentmodule", "module", "sectionauthor", "moduleauthor", "testsetup", "contents", "only-print"}
 
 
@@ -178,7 +178,7 @@ def _role_text(name: str, rawtext: str, text: str, *_: Any, **__: Any) -> tuple[
     shown = re.sub(r"\s*<[^>]*>$", "", text).lstrip("!~")
     return [nodes.literal(text=shown)], []
 
-
+# %% ../nbs/15_formats.ipynb #91b4a01b
 def rst_blocks(data: bytes) -> Iterator[Block]:
     "reStructuredText, Sphinx's included; it may neither read other files nor hold raw HTML."
     source = decode(data)
@@ -220,7 +220,7 @@ class _Box:
     fixed: bool  # set in a typewriter face
     margin: bool  # in the top or bottom margin
 
-
+# %% ../nbs/15_formats.ipynb #e17f18f0
 def _boxes(data: bytes) -> Iterator[_Box]:
     "The text boxes of a PDF in reading order."
     for number, page in enumerate(extract_pages(io.BytesIO(data))):
@@ -232,7 +232,7 @@ def _boxes(data: bytes) -> Iterator[_Box]:
                 margin = element.y0 > (1 - MARGIN) * page.height or element.y1 < MARGIN * page.height
                 yield _Box(number, UNSEEN.sub("", BULLET.sub("•", element.get_text())).strip("\n"), size, fixed, margin)
 
-
+# %% ../nbs/15_formats.ipynb #35b17938
 def _is_text(boxes: list[_Box]) -> list[_Box]:
     "The boxes without running heads, page numbers and tables of contents."
     masked = [re.sub(r"\d+|\b[ivxl]+\b", "#", box.text.strip()) for box in boxes]
@@ -274,7 +274,7 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif value is not None and not isinstance(value, bool) and (text := UNSEEN.sub("", str(value)).strip()):
         yield name, text
 
-
+# %% ../nbs/15_formats.ipynb #c0e85c17
 def record_blocks(record: Any) -> Iterator[Block]:
     "A JSON value that is one document: a ticket, an article."
     title = next((record[t] for t in TITLES if isinstance(record, dict) and isinstance(record.get(t), str)), "")
@@ -287,7 +287,7 @@ def record_blocks(record: Any) -> Iterator[Block]:
     if short := [f"{name}: {text}" if name else text for name, text in rest if not LONG.search(text)]:
         yield Block(" | ".join(short))
 
-
+# %% ../nbs/15_formats.ipynb #84983b10
 def records(
     data: bytes,  # a .json or .jsonl file
 ) -> list[tuple[str, list[Block]]]:  # name of each record, and its blocks

@@ -112,7 +112,7 @@ class _Corpus:
     def passages(self) -> list[Passage]:
         return self.found.passages
 
-
+# %% ../nbs/10_generate.ipynb #76975903
 def passages_to_ask(
     s: Settings,
     passages: list[Passage],
@@ -128,11 +128,11 @@ def passages_to_ask(
         (first if within else rest).append(n)
     return [*first, *(rest if s.num_questions else [])][: s.max_passages or None]
 
-
+# %% ../nbs/10_generate.ipynb #c067a4d9
 def _corpus_of(s: Settings, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     return read_corpus(s.documents, tokenizer, s.passage_tokens, s.passage_overlap, s.file_timeout, s.file_memory)
 
-
+# %% ../nbs/10_generate.ipynb #edc3c8c6
 def _read(s: Settings) -> _Corpus:
     "Documents to passages and vectors."
     model = load_base(s)
@@ -159,7 +159,7 @@ def _open_llm(s: Settings) -> Iterator[LLM]:
         how = {"concurrency": s.llm_concurrency, "retries": s.llm_retries, "timeout": s.llm_timeout}
         yield connect(s.llm, s.llm_base_url, s.llm_api_key_env, **how, input_price=s.llm_input_price, output_price=s.llm_output_price)
 
-
+# %% ../nbs/10_generate.ipynb #268de331
 def _judge(s: Settings, generator: LLM) -> LLM | None:
     "The judge, if there is one."
     if s.judge_llm in ("", "generator"):
@@ -167,7 +167,7 @@ def _judge(s: Settings, generator: LLM) -> LLM | None:
     other = connect(s.judge_llm, s.judge_base_url or s.llm_base_url, s.judge_api_key_env, concurrency=s.llm_concurrency, retries=s.llm_retries)
     return replace(other, timeout=s.llm_timeout, input_price=s.llm_input_price, output_price=s.llm_output_price)
 
-
+# %% ../nbs/10_generate.ipynb #38915edd
 def _way(s: Settings, corpus: _Corpus, llm: LLM, replies: ResponseCache) -> tuple[PromptStyle, dict[str, float]]:
     "How the model is asked; what was found out by trying."
     way = PromptStyle(s.prompt_style, s.llm_max_tokens, s.seed, s.prompts, read_queries(s.query_examples) if s.query_examples else ())
@@ -193,7 +193,7 @@ def _plan(s: Settings, corpus: _Corpus, way: PromptStyle, slots: list[tuple[int,
     by_round = [(number, [row for n, row in slots if n == number]) for number in range(ROUNDS)]
     return [a for number, rows in by_round for a in plan(rows, corpus.related, s.question_types, s.questions_per_passage, way, number)]
 
-
+# %% ../nbs/10_generate.ipynb #afa779e4
 @dataclass
 class _Batch:
     "Everything asked so far, and what became of it."
@@ -215,7 +215,7 @@ class _Batch:
         "Those that may be trained on: a target counts them."
         return [q for q in self.kept if q.round_trip is not False]
 
-
+# %% ../nbs/10_generate.ipynb #07ee13e2
 def _filtered(s: Settings, corpus: _Corpus, way: PromptStyle, asked: list[QuestionRequest], answers: list[list[Answer]], judging: tuple | None) -> _Batch:
     "What became of all that was asked."
     questions, unanswered = collect(asked, answers)
@@ -261,7 +261,7 @@ def _asked(s: Settings, corpus: _Corpus, way: PromptStyle) -> list[QuestionReque
     wanted = ceil(s.num_questions / (GOOD * s.questions_per_passage)) if s.num_questions else len(corpus.order)
     return _plan(s, corpus, way, [(number, row) for number in range(ROUNDS) for row in corpus.order][:wanted])
 
-
+# %% ../nbs/10_generate.ipynb #f3140283
 def estimate_generate(s: Settings) -> tuple[Forecast, Forecast | None]:  # the generator's, the judge's
     "Forecast what the stage will cost, from a few of its requests."
     s.check()
@@ -331,14 +331,14 @@ def _write(stage: Stage, corpus: _Corpus, batch: _Batch) -> None:
     names = ({"identifier": n, "passages": len(rows), "questions": said[n]} for n, rows in corpus.related.names.items())
     write_jsonl(stage.folder / "identifiers.jsonl", names)
 
-
+# %% ../nbs/10_generate.ipynb #93a3d208
 def _multi_hop(corpus: _Corpus, questions: list[Question]) -> dict[str, int]:
     "How many questions need several passages, and how many of them several documents: stage 2 may have to drop these."
     document = {p.id: p.document for p in corpus.passages}
     several = [q for q in questions if len(q.positives) > 1]
     return {"questions": len(several), "over_several_documents": sum(len({document[p] for p in q.positives}) > 1 for q in several)}
 
-
+# %% ../nbs/10_generate.ipynb #0aec2c19
 def _measure(stage: Stage, corpus: _Corpus, batch: _Batch, llm: LLM, replies: ResponseCache) -> None:
     "The stage's numbers."
     kept = np.array([q.id not in batch.dropped for q in batch.questions], dtype=bool)

@@ -35,7 +35,7 @@ class ExportedModel:
     dimensions: int  # of a vector
     prompts: dict[str, str]  # "query", "document"
 
-
+# %% ../nbs/06_inference.ipynb #f815f96c
 def load_exported(
     folder: str | Path,  # with export.json and tokenizer.json
     graph: str = "model.onnx",  # which graph in it
@@ -173,7 +173,7 @@ def ndcg10(
     found = ranking(list(test.queries), [p.id for p in test.passages], *top_k(queries, passages, 10))
     return float(per_query(test.qrels, found, (10,))["nDCG@10"].mean())
 
-
+# %% ../nbs/06_inference.ipynb #6cfa1902
 def embed_set(
     model: ExportedModel,
     test: RetrievalSet,
@@ -183,7 +183,7 @@ def embed_set(
     queries = run_graph(model, tokenize(model, list(test.queries.values()), "query"))
     return queries, run_graph(model, tokenize(model, [p.content for p in test.passages], "document"), desc=desc)
 
-
+# %% ../nbs/06_inference.ipynb #bc5619c7
 def parity(
     test: RetrievalSet,
     reference: tuple[np.ndarray, np.ndarray],  # PyTorch's vectors of queries, of passages

@@ -42,7 +42,7 @@ def runs_of(text: str) -> set[int]:  # hashes
     found = words(text)
     return {hash(tuple(found[n : n + RUN])) for n in range(len(found) - RUN + 1)}
 
-
+# %% ../nbs/25_leakage.ipynb #b80f7e88
 def _sharing(own: set[int], readers: Mapping[int, set[str]]) -> tuple[float, list[str]]:
     "Share of a passage's runs that training reads, and the training passages to take out so that it falls to `SHARED`, those with most first."
     left = {run: readers[run] for run in own if run in readers}
@@ -52,7 +52,7 @@ def _sharing(own: set[int], readers: Mapping[int, set[str]]) -> tuple[float, lis
         left = {run: rest for run, reading in left.items() if (rest := reading - set(out))}
     return share, out
 
-
+# %% ../nbs/25_leakage.ipynb #4c6d7321
 def shared_words(
     questions: Sequence[Question],  # of the test
     passages: dict[str, Passage],  # by id
@@ -109,7 +109,7 @@ class Removal:
     def __bool__(self) -> bool:
         return bool(self.test or self.train or self.passages)
 
-
+# %% ../nbs/25_leakage.ipynb #e944433f
 def leaking(
     leaks: Sequence[Leak],
     questions: int,  # of the test
@@ -117,7 +117,7 @@ def leaking(
     "How much of a test has been seen."
     return len({leak.query for leak in leaks}) / max(1, questions)
 
-
+# %% ../nbs/25_leakage.ipynb #0dcfff68
 def _cheapest_cover(graph: networkx.Graph, cost: Mapping[str, float]) -> set[tuple[str, str]]:
     "The nodes of least total cost that touch every edge between a test question and training: a minimum cut (König 1931)."
     flow = networkx.DiGraph()
@@ -128,7 +128,7 @@ def _cheapest_cover(graph: networkx.Graph, cost: Mapping[str, float]) -> set[tup
     reached = networkx.minimum_cut(flow, "source", "sink")[1][0] if {"source", "sink"} <= set(flow) else set()
     return {node for node in graph if (node in reached) != (node[0] == "test")}
 
-
+# %% ../nbs/25_leakage.ipynb #790c48a3
 def take_out(
     leaks: Sequence[Leak],
     test: Sequence[Question],

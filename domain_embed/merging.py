@@ -24,7 +24,7 @@ def best_weight(
     "The best share, the smallest of equally good ones."
     return max(found, key=lambda share: (found[share], -share))
 
-
+# %% ../nbs/32_merging.ipynb #7029ec01
 def merge_best(
     base: SentenceTransformer,
     tuned: SentenceTransformer,  # tuned from it

@@ -35,7 +35,7 @@ def per_query(
         rows[query] = row | {f"MRR@{k}": 1 / first if first and first <= k else 0.0 for k in k_values}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-
+# %% ../nbs/04_metrics.ipynb #4e61b91b
 def first_relevant(
     found: dict[str, float],  # passage id → score
     judged: dict[str, int],  # passage id → grade

@@ -80,7 +80,7 @@ def _rows(ids: Sequence[str], passages: Sequence[Passage]) -> dict[str, int]:
     wanted = set(ids)
     return {p.id: n for n, p in enumerate(passages) if p.id in wanted}
 
-
+# %% ../nbs/22_mining.ipynb #e4b740e4
 def masked_rows(
     questions: Sequence[Question],
     passages: Sequence[Passage],  # the whole corpus, in its order
@@ -111,7 +111,7 @@ def masked_rows(
         masked.append(why | dict.fromkeys((m for n in own for m in twins[passages[n].group or passages[n].id]), TWIN) | dict.fromkeys(own, POSITIVE))
     return masked
 
-
+# %% ../nbs/22_mining.ipynb #0934b718
 def masks_of(
     rows: np.ndarray,  # (queries, candidates)
     masked: Sequence[dict[int, int]],  # from `masked_rows`
@@ -152,12 +152,12 @@ def retrieve_candidates(
     window = Candidates([q.id for q in questions], [p.id for p in passages], found.rows, found.scores, masks, lowest, others)
     return window, found.recall
 
-
+# %% ../nbs/22_mining.ipynb #645b8ec3
 def _products(queries: np.ndarray, passages: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     "Dot products of some pairs of rows."
     return np.einsum("nd,nd->n", queries[pairs[:, 0]], np.asarray(passages[pairs[:, 1]], dtype=np.float32))
 
-
+# %% ../nbs/22_mining.ipynb #19c51c81
 def extend(
     window: Candidates,
     query_vectors: np.ndarray,

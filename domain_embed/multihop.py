@@ -30,7 +30,7 @@ def identifiers(text: str) -> list[str]:  # in order, each once
     "Words that look like codes and names."
     return list(dict.fromkeys(n for n in _NAME.findall(text) if _ODD.search(n) and not _QUANTITY.match(n)))
 
-
+# %% ../nbs/16_multihop.ipynb #122568c5
 def rare_identifiers(
     passages: Sequence[Passage],
 ) -> dict[str, list[int]]:  # name → rows of the passages that have it

@@ -39,7 +39,7 @@ def _pair(question: Question, chunks: dict[str, tuple[int, Passage]]) -> dict[st
         "round_trip": question.round_trip,
     }
 
-
+# %% ../nbs/07_nvidia_format.ipynb #1fbb4753
 def write_generated(
     path: str | Path,  # .jsonl to write
     passages: Iterable[Passage],
@@ -120,7 +120,7 @@ class TrainingRow:
     masked: list[str] = field(default_factory=list)  # passage ids that answer it too, or may: no loss should take them for negatives
     question: str = ""  # id of the question that it was unrolled from
 
-
+# %% ../nbs/07_nvidia_format.ipynb #e38f2e90
 def write_training(
     folder: str | Path,  # gets train.json and corpus/
     rows: Iterable[TrainingRow],

@@ -32,7 +32,7 @@ def has_header(rows: Sequence[Sequence[str]]) -> bool:
     named = all(cell and not cell.replace(".", "").replace("-", "").isdigit() for cell in first)
     return len(rows) > 1 and len(first) > 1 and named and len(set(first)) == len(first)
 
-
+# %% ../nbs/18_office.ipynb #043a86f7
 def table_blocks(
     rows: Iterable[Sequence[str]],  # cells of each row, top to bottom
 ) -> Iterator[Block]:
@@ -61,7 +61,7 @@ def csv_rows(data: bytes) -> list[list[str]]:
         delimiter = ","  # a single column, or one that cannot be told
     return list(csv.reader(io.StringIO(text), delimiter=delimiter))
 
-
+# %% ../nbs/18_office.ipynb #1e2ae3bb
 def csv_records(
     data: bytes,  # a .csv or .tsv file
 ) -> list[tuple[str, list[Block]]]:  # name of each record and its blocks; a table is one record with an empty name
@@ -94,7 +94,7 @@ def _texts(shape: BaseShape) -> Iterator[Block]:
     for inner in getattr(shape, "shapes", ()):
         yield from _texts(inner)
 
-
+# %% ../nbs/18_office.ipynb #c230ec87
 def slide_blocks(data: bytes) -> Iterator[Block]:
     "PowerPoint's .pptx."
     for slide in Presentation(io.BytesIO(data)).slides:
@@ -124,7 +124,7 @@ def epub_pages(archive: zipfile.ZipFile) -> list[str]:  # names inside the archi
     paths = [posixpath.normpath(posixpath.join(posixpath.dirname(roots[0]), unquote(page.partition("#")[0]))) for page in pages]
     return [path for path in dict.fromkeys(paths) if path in archive.namelist()]
 
-
+# %% ../nbs/18_office.ipynb #b237f803
 def epub_blocks(data: bytes) -> Iterator[Block]:
     "EPUB books."
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -140,7 +140,7 @@ def _body(part: EmailMessage) -> str:
     except (LookupError, UnicodeDecodeError):  # an unknown name, or a wrong one
         return decode(data)
 
-
+# %% ../nbs/18_office.ipynb #e5f2327a
 def mail_blocks(data: bytes) -> Iterator[Block]:
     "Messages as .eml files."
     message = email.message_from_bytes(data, policy=email.policy.default)

@@ -34,7 +34,7 @@ class _Graph(torch.nn.Module):
             features = module(features)
         return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
 
-
+# %% ../nbs/51_onnx_export.ipynb #f916d11a
 def export_onnx(
     model: SentenceTransformer,
     folder: str | Path,  # gets model.onnx, tokenizer.json, export.json
@@ -62,7 +62,7 @@ def export_onnx(
     shutil.rmtree(folder / "tokenizer")
     prompts = {kind: model.prompts.get(kind, "") for kind in ("query", "document")}
     write_json(folder / "export.json", {"max_length": model.max_seq_length, "dimensions": model.get_embedding_dimension(), "prompts": prompts})
-    onnx.checker.cross_encoder(str(path))
+    onnx.checker.check_model(str(path))
     return path
 
 # %% ../nbs/51_onnx_export.ipynb #31d8033e

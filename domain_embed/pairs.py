@@ -78,7 +78,7 @@ def read_judged(
     left_out = len(positives) - len(questions)
     return Pairs(first.passages, questions, {"no relevant passage": left_out} if left_out else {}, test)
 
-
+# %% ../nbs/24_pairs.ipynb #d172ce18
 def read_pairs(
     path: str | Path,  # a .jsonl file, a folder, or a file of lines
     min_judge_score: int = 7,  # of a .jsonl file: the judge's lowest overall score

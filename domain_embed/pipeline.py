@@ -30,7 +30,7 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
-
+# %% ../nbs/70_pipeline.ipynb #d857fe3f
 def run_stage(
     run_dir: str | Path,  # run folder
     stage: str,  # one of `STAGES`
@@ -52,13 +52,13 @@ def run_stage(
     _say(f"      {headline(manifest)}\n      {time.monotonic() - start:.0f} s")
     return manifest
 
-
+# %% ../nbs/70_pipeline.ipynb #d7c4d245
 def _notebook_ended(run_dir: Path, stage: str) -> bool:
     "Whether the executed notebook belongs to the stage's manifest: its checks come after what the stage writes."
     notebook = run_dir / "notebooks" / stage_notebook(stage).name
     return notebook.exists() and notebook.stat().st_mtime >= (stage_folder(run_dir, stage) / "manifest.json").stat().st_mtime
 
-
+# %% ../nbs/70_pipeline.ipynb #93fea198
 class _Bars:
     "A terminal that shows a kernel's progress bars, and leaves its warnings to the executed notebook."
 
@@ -69,7 +69,7 @@ class _Bars:
     def flush(self) -> None:
         sys.stderr.flush()
 
-
+# %% ../nbs/70_pipeline.ipynb #6a82305b
 QUIET = "import logging; [logging.getLogger(name).setLevel('CRITICAL') for name in ('tornado.general', 'asyncio')]"  # they may stumble over sockets and tasks when a kernel ends
 
 
@@ -110,7 +110,7 @@ def _paths(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for stage, values in settings.items()
     }
 
-
+# %% ../nbs/70_pipeline.ipynb #c90a3b19
 def settings_for(
     run_dir: str | Path,  # run folder
     profile: str | None,  # None: as the run folder has it, else embedded
@@ -160,7 +160,7 @@ def _parameter_help(stages: tuple[str, ...]) -> str:
         lines += [f"    {p.name} = {json.dumps(settings[stage][p.name])}\n        {p.help}" for p in stage_parameters(stage).values()]
     return "\n".join(lines)
 
-
+# %% ../nbs/70_pipeline.ipynb #17cb9be3
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     top = argparse.ArgumentParser(
@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
 class NotShippedError(Exception):
     "The verdict is not the one that was required."
 
-
+# %% ../nbs/70_pipeline.ipynb #b8bf733a
 def run_command(options: argparse.Namespace) -> None:
     "Do what the command line says."
     run_dir, assignments = Path(options.run_dir), list(options.set)
@@ -222,11 +222,11 @@ def run_command(options: argparse.Namespace) -> None:
         )
     for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["out_of_domain_sets"])):
         read_beir(folder)  # a mistake in it is better found now than after the training
-    if (rows := settings["evaluate"]["rows"]) != stage_parameters("evaluate")["rows"].default:
-        from domain_embed.systems import parse_row  # brings PyTorch
+    if (rows := settings["evaluate"]["systems"]) != stage_parameters("evaluate")["systems"].default:
+        from domain_embed.systems import parse_system  # brings PyTorch
 
         for row in rows:
-            parse_row(row)
+            parse_system(row)
     if sweep := settings["finetune"]["sweep"]:
         from domain_embed.sweep import combinations  # brings SciPy
 
@@ -248,7 +248,7 @@ def run_command(options: argparse.Namespace) -> None:
     if options.command == "deploy" and not options.check:
         _serve(run_dir, settings["deploy"], options.host, options.port)
 
-
+# %% ../nbs/70_pipeline.ipynb #1535f53a
 def _estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> None:
     "Say what questions will cost."
     from domain_embed.generate import Settings, estimate_generate, estimate_offline  # brings PyTorch
@@ -261,17 +261,17 @@ def _estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> None:
     if offline:
         _say("estimated from token counts: a model that reasons before it answers writes more; --estimate without =offline sends a few requests")
 
-
+# %% ../nbs/70_pipeline.ipynb #390bb7a1
 def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:
     "Serve in the foreground until interrupted."
     from domain_embed.deploy import serve_command  # brings PyTorch
 
-    command = serve_command(run_dir, values["graph"], values["model_name"], host, port)
+    command = serve_command(run_dir, values["precision"], values["model_name"], host, port)
     _say(f"serving http://{host}:{port}/v1/embeddings as {values['model_name']!r}; Ctrl-C stops")
     if status := subprocess.run(command, check=False).returncode:
         raise InputError(f"the server ended with status {status}: if port {port} is in use, --port takes another")
 
-
+# %% ../nbs/70_pipeline.ipynb #9345a0cb
 def main(
     arguments: list[str] | None = None,  # the command line's by default
 ) -> int:  # exit status

@@ -35,7 +35,7 @@ def shares(
     lowest = window.lowest[which][:, None]
     return 1 + (window.scores[which] - lowest) / np.maximum(np.abs(lowest), 1e-6)
 
-
+# %% ../nbs/27_plots.ipynb #84df9fa2
 @dataclass(frozen=True)
 class Count:
     "What a line does to the chosen queries."
@@ -47,7 +47,7 @@ class Count:
     short: int  # chosen queries with fewer negatives than wanted
     queries: int  # chosen
 
-
+# %% ../nbs/27_plots.ipynb #a5ef061f
 def count(
     window: Candidates,
     bar: np.ndarray,  # int (queries, candidates): where in `EDGES` each stands, from `bars_of`
@@ -65,7 +65,7 @@ def count(
     short = int(((verdict[chosen] == KEPT).sum(axis=1) < num_negatives).sum())
     return Count(verdict, bars, int(bars[0].sum()), int(bars[1].sum()), short, int(chosen.sum()))
 
-
+# %% ../nbs/27_plots.ipynb #49a5ab0f
 def bars_of(
     share: np.ndarray,  # from `shares`
 ) -> np.ndarray:  # int, as `share`
@@ -96,7 +96,7 @@ def draw_scores(
     axes.set(xlabel="score", ylabel="% of the group")
     _finish(axes, "Scores", 2)
 
-
+# %% ../nbs/27_plots.ipynb #1b0358e0
 def draw_shares(
     axes: Axes,
     counted: Count,
@@ -113,7 +113,7 @@ def draw_shares(
     axes.set(xlabel=far, ylabel="candidates", xlim=(EDGES[1], EDGES[-2] + 0.02))
     _finish(axes, "Safe as negatives?", 3)
 
-
+# %% ../nbs/27_plots.ipynb #592508cb
 def draw_queries(
     axes: Axes,
     window: Candidates,
@@ -141,7 +141,7 @@ def draw_queries(
     axes.set_yticks(range(len(which)), [literal(name if len(name) <= 48 else name[:47] + "…") for name in names], fontsize=8)
     _finish(axes, "Candidates of single questions", 5)
 
-
+# %% ../nbs/27_plots.ipynb #4353a7b0
 def _finish(axes: Axes, title: str, columns: int) -> None:
     "A title, and under it a legend that covers nothing."
     axes.spines[["top", "right"]].set_visible(False)
@@ -149,7 +149,7 @@ def _finish(axes: Axes, title: str, columns: int) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0.2, borderaxespad=0, columnspacing=1)
     axes.set_title(title, loc="left", fontsize=10, pad=5 + 13 * -(-entries // columns))
 
-
+# %% ../nbs/27_plots.ipynb #3b17d8ab
 def panels(
     figure: Figure,  # empty
 ) -> dict[str, Axes]:  # "scores", "shares", "queries"

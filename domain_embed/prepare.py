@@ -92,7 +92,7 @@ def _read(stage: Stage, s: Settings) -> Pairs:
     groups = near_duplicates([p.text for p in found.passages])
     return replace(found, passages=[replace(p, group=found.passages[n].id) for p, n in zip(found.passages, groups, strict=True)])
 
-
+# %% ../nbs/20_prepare.ipynb #c6b2d43c
 def _vectors(stage: Stage, s: Settings, passages: Sequence[str], questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     "Vectors of passages and questions by the base model, and by more encoders where there are any."
     cache, found = Path(s.run_dir) / "cache" / "vectors", []
@@ -111,7 +111,7 @@ def _of(questions: Sequence[Question], ids: Sequence[str]) -> list[Question]:
     wanted = set(ids)
     return [q for q in questions if q.id in wanted]
 
-
+# %% ../nbs/20_prepare.ipynb #0392ddb3
 @dataclass(frozen=True)
 class _Sides:
     "All questions that are used, and which side each is on."
@@ -129,7 +129,7 @@ class _Sides:
         sides = {side: [i for i in own if i not in ids] for side, own in self.split.questions.items()}
         return replace(self, split=replace(self.split, questions=sides, dropped=self.split.dropped | dict.fromkeys(ids, why)))
 
-
+# %% ../nbs/20_prepare.ipynb #ae39b4ec
 def _split(stage: Stage, s: Settings, found: Pairs, marks: dict[tuple[str, str], str]) -> _Sides:
     "Split the questions, and add positives that a reader has marked."
     folder = s.frozen_test or found.test
@@ -254,7 +254,7 @@ def _candidates(
     stage.metrics |= {"mrr@10_of_training_questions": found, "bm25_fused": fused, "search_recall": recall, "pairs_read_by_check_model": read}
     return window
 
-
+# %% ../nbs/20_prepare.ipynb #93a1f8d9
 def _likely(window: Candidates, verdict: np.ndarray, train: list[Question]) -> Iterator[dict]:
     "Candidates above the line, the likeliest answers first."
     n, column = np.nonzero(verdict == ABOVE)
@@ -263,7 +263,7 @@ def _likely(window: Candidates, verdict: np.ndarray, train: list[Question]) -> I
         question, candidate = train[n[k]], window.passages[window.rows[n[k], column[k]]]
         yield {"query": question.id, "question": question.text, "candidate": candidate, "share": round(float(share[k]), 4)}
 
-
+# %% ../nbs/20_prepare.ipynb #ef1a1ef3
 def _mine(
     stage: Stage,
     s: Settings,

@@ -34,7 +34,7 @@ def _addresses(value: str | list) -> list[str]:
         else [value][: len(value)]
     )
 
-
+# %% ../nbs/05_profiles.ipynb #2dd82ceb
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -90,7 +90,7 @@ def read_parameters(
         found[name] = Parameter(name, ast.literal_eval(node.value), comment)
     return found
 
-
+# %% ../nbs/05_profiles.ipynb #b2407401
 @cache
 def stage_notebook(
     stage: str,  # one of `STAGES`
@@ -98,7 +98,7 @@ def stage_notebook(
     "The notebook of a stage."
     return asset("nbs") / f"{STAGES.index(stage) + 1}0_{stage}.ipynb"
 
-
+# %% ../nbs/05_profiles.ipynb #753a7d62
 @cache
 def stage_parameters(
     stage: str,  # one of `STAGES`
@@ -152,7 +152,7 @@ def _number(parameter: Parameter, value: Any) -> Any:
             return value
     return value
 
-
+# %% ../nbs/05_profiles.ipynb #2adf51f8
 def _assign(settings: dict, stages: list[str], name: str, value: Any, where: str) -> None:
     "Give a value to a parameter of some stages, checked."
     for stage in stages:
@@ -161,12 +161,12 @@ def _assign(settings: dict, stages: list[str], name: str, value: Any, where: str
         check_parameters(stage, {name: value}, where)
         settings[stage][name] = _absolute(value) if known.kind == "path" else value
 
-
+# %% ../nbs/05_profiles.ipynb #b555cddd
 def _absolute(value: str | list) -> str | list:
     "A path, or several, from the root; empty stays empty."
     return [_absolute(v) for v in value] if isinstance(value, list) else str(Path(value).expanduser().resolve()) if value else value
 
-
+# %% ../nbs/05_profiles.ipynb #fa1ed85e
 def _owners(name: str, where: str) -> list[str]:
     "The stages that have a parameter of this name."
     owners = [stage for stage in STAGES if name in stage_parameters(stage)]
@@ -188,7 +188,7 @@ def find_profile(
         raise InputError(f"no profile {profile!r}: give the path of a .yaml file, or one of {names}")
     return path
 
-
+# %% ../nbs/05_profiles.ipynb #4b26de93
 def load_profile(
     profile: str,  # a name in profiles/, or the path of a YAML file
 ) -> dict[str, dict[str, Any]]:  # {stage: {parameter: value}}, every parameter of every stage

@@ -39,7 +39,7 @@ def prompt_files(
     shipped = [asset("prompts") / "en.yaml", asset("prompts") / f"{language}.yaml"]
     return [p for p in dict.fromkeys(shipped) if p.exists()] + ([Path(own)] if own else [])
 
-
+# %% ../nbs/13_questions.ipynb #86c23458
 @cache
 def load_prompts(
     language: str = "en",  # ISO 639 code of the documents
@@ -60,7 +60,7 @@ def load_prompts(
         prompts |= {k: prompts[k] | v if k == "question_types" and prompts else v for k, v in content.items()}
     return prompts
 
-
+# %% ../nbs/13_questions.ipynb #588007f3
 def fill(template: str, **values: object) -> str:
     "A template with its words filled in."
     try:
@@ -104,7 +104,7 @@ class QuestionRequest:
     job: Job
     begun: tuple[str, ...] = ()  # by example: with which word each question was begun for the model, "" where with none
 
-
+# %% ../nbs/13_questions.ipynb #c248b63d
 @dataclass(frozen=True)
 class PromptStyle:
     "How a model is asked."
@@ -115,21 +115,21 @@ class PromptStyle:
     prompts: str = ""  # a user's file
     queries: tuple[str, ...] = ()  # of real users
 
-
+# %% ../nbs/13_questions.ipynb #f1a13097
 def schema_object(
     properties: dict[str, Any],  # name → its schema
 ) -> dict[str, Any]:
     "A JSON schema of an object with these properties and no others."
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
-
+# %% ../nbs/13_questions.ipynb #06c2813f
 def response_format(style: str, name: str, properties: dict[str, Any]) -> dict[str, Any]:
     "The part of a request's body that names the reply's shape."
     if style != "json_schema":
         return {}
     return {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema_object(properties), "strict": True}}}
 
-
+# %% ../nbs/13_questions.ipynb #950af8e3
 def chat(system: str, user: str, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
     "The body of a chat request."
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -140,13 +140,13 @@ def mark_of(text: str) -> str:
     "A mark that does not occur in a text."
     return f"=== {sha256(text.encode()).hexdigest()[:12]} ==="
 
-
+# %% ../nbs/13_questions.ipynb #797e89a9
 def _wanted(number: int, kind: str, prompts: Prompts) -> str:
     "What a question shall be, with three that are so, about other things."
     examples = " / ".join(e[kind] for e in prompts["examples"] if kind in e)
     return f"query_{number}, {kind}: {prompts['kinds'][kind]}" + (f" (about other texts: {examples})" if examples else "")
 
-
+# %% ../nbs/13_questions.ipynb #16252db5
 def instruction_prompt(
     passages: list[Passage],  # one; or those that every question shall need
     question_types: list[str],  # one a question
@@ -199,7 +199,7 @@ def read_objects(
         at = end
     return found
 
-
+# %% ../nbs/13_questions.ipynb #60ba0ea7
 def _holders(value: Any, key: str) -> list[dict[str, Any]]:
     "The objects in a JSON value that have a key."
     if isinstance(value, dict) and isinstance(value.get(key), (str, int)):
@@ -207,7 +207,7 @@ def _holders(value: Any, key: str) -> list[dict[str, Any]]:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [holder for v in inner for holder in _holders(v, key)]
 
-
+# %% ../nbs/13_questions.ipynb #37792ff8
 def reply_problem(reply: str) -> str:
     "What is wrong with a reply that should hold questions."
     return "" if read_objects(reply, "question") else 'it holds no JSON object with "question" and "answer" for each query'
@@ -279,12 +279,12 @@ def _word(value: Any, allowed: Sequence[str], otherwise: str) -> str:
     "A model's word where it is one of those allowed."
     return value if value in allowed else otherwise
 
-
+# %% ../nbs/13_questions.ipynb #6b506a7c
 def _plain(value: Any) -> str:
     "One line of text that UTF-8 can hold: JSON can hold half of a surrogate pair."
     return " ".join(str(value or "").encode("utf-8", "replace").decode().split())
 
-
+# %% ../nbs/13_questions.ipynb #0b071a11
 def collect(
     asked: Sequence[QuestionRequest],
     answers: Sequence[list[Answer]],  # to each job
@@ -310,7 +310,7 @@ def collect(
             failed.append({"passages": ids, "reason": next((x.reason for x in got if x.reason), "the reply is empty")})
     return list({q.id: q for q in questions if q.text}.values()), failed
 
-
+# %% ../nbs/13_questions.ipynb #bebf34ca
 def question_id(
     text: str,
     positives: Sequence[str],

@@ -64,7 +64,7 @@ def find_files(
         return [path]
     return sorted(p for p in path.rglob("*") if not p.is_dir() and not any(part.startswith(".") for part in p.relative_to(path).parts))
 
-
+# %% ../nbs/19_reading.ipynb #5c755e3f
 def document_name(
     path: str,  # relative path of a file, or the id of a record
 ) -> str:
@@ -85,7 +85,7 @@ class Document:
     blocks: tuple[Block, ...] = ()
     skipped: str = ""  # reason; empty for a document that is used
 
-
+# %% ../nbs/19_reading.ipynb #4891bae9
 def _check_size(path: Path, data: bytes) -> None:
     "Refuse a file that is too large for its type, or unpacks to too much."
     suffix = path.suffix.lower()
@@ -97,7 +97,7 @@ def _check_size(path: Path, data: bytes) -> None:
     if size > limit * 1e6:
         raise InputError(f"has {size / 1e6:,.0f} MB, more than the {limit} MB that a {suffix or 'text'} file may have: split it")
 
-
+# %% ../nbs/19_reading.ipynb #ee79f46b
 def read_document(
     path: Path,  # a file
     name: str,  # what it is called from here on
@@ -118,7 +118,7 @@ def read_document(
         named = [(name, list(READERS.get(suffix, text_blocks)(data)))]
     return [_checked(document, blocks) for document, blocks in named]
 
-
+# %% ../nbs/19_reading.ipynb #cb7917f4
 def _checked(name: str, blocks: Iterable[Block]) -> Document:
     "A document of blocks that have text, or the reason why there is none."
     kept = tuple(block for block in blocks if block.text.strip())
@@ -133,7 +133,7 @@ def _limit_memory(gib: float) -> None:
     size = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
-
+# %% ../nbs/19_reading.ipynb #84fdc1ab
 def _attempt(path: Path, name: str) -> list[Document]:
     "Read a file; an error becomes the reason why it is skipped."
     try:
@@ -146,7 +146,7 @@ def _attempt(path: Path, name: str) -> list[Document]:
         reason = getattr(error, "strerror", None) or type(error).__name__
         return [Document(name, skipped=f"cannot be read ({reason}): repair or convert it")]
 
-
+# %% ../nbs/19_reading.ipynb #1e5d237b
 def _result(future: ProcessFuture, name: str, seconds: float) -> list[Document]:
     "Documents of a file whose worker has ended, in whatever way."
     error = future.exception()
@@ -160,7 +160,7 @@ def _result(future: ProcessFuture, name: str, seconds: float) -> list[Document]:
         raise error
     return [Document(name, skipped=reason)]
 
-
+# %% ../nbs/19_reading.ipynb #ee5c4036
 def read_files(
     files: Sequence[Path],
     names: Sequence[str],  # what each is called from here on

@@ -51,13 +51,13 @@ def headline(
             return f"/v1/embeddings gives nDCG@10 {m['ndcg@10']:.4f} on the {m['set']} queries, {m['ndcg@10_change']:+.4f} against the evaluated model; lowest cosine {m['cosine_min']:.6f}"
     raise ValueError(manifest["stage"])
 
-
+# %% ../nbs/71_report.ipynb #563d8ea2
 def _cut(metrics: dict) -> str:
     "What the model does not read, where that is more than a hundredth."
     shares = {kind: metrics.get(f"{kind}_cut", 0.0) for kind in ("passages", "questions")}
     return "".join(f"; {share:.0%} of the {kind} are cut at the longest input" for kind, share in shares.items() if share > 0.01)
 
-
+# %% ../nbs/71_report.ipynb #994ab21c
 SHIP = "ship"  # as `certainty` says it; reading a manifest needs none of its statistics
 
 
@@ -67,10 +67,10 @@ def deciding(
     "The verdict that counts: of people's queries where there are some."
     return metrics["deciding"], metrics["sets"][metrics["deciding"]]["verdict"]
 
-
+# %% ../nbs/71_report.ipynb #2e89a229
 def _change(values: dict) -> str:
     "Base → tuned nDCG@10 with the interval of the change."
-    base, tuned, change = (v["nDCG@10"] for v in (values["rows"]["base"], values["rows"]["tuned"], values["changes"]["tuned"]))
+    base, tuned, change = (v["nDCG@10"] for v in (values["systems"]["base"], values["systems"]["tuned"], values["changes"]["tuned"]))
     return f"base {base['mean']:.4f} → tuned {tuned['mean']:.4f} ({change['mean']:+.4f}, 95% interval {change['low']:+.4f} to {change['high']:+.4f})"
 
 # %% ../nbs/71_report.ipynb #8014e378
@@ -89,7 +89,7 @@ def pictures(
                 found.append((_plain(text), "".join(png).replace("\n", "")))
     return found
 
-
+# %% ../nbs/71_report.ipynb #e5644806
 def _plain(markdown: str) -> str:
     "The words of Markdown, without headings and links."
     text = re.sub(r"^#+ .*$", "", markdown, flags=re.MULTILINE)
@@ -135,16 +135,16 @@ td:first-child { min-width: 7rem } @media (max-width: 40rem) { img { max-width: 
 <h2>Results</h2>
 {% for set, v in m.metrics.sets.items() %}
 <h3>{{ set }}: {{ v.queries }} queries about {{ v.documents }} documents, {{ "{:,}".format(v.passages) }} passages</h3>
-<div class="wide"><table><tr><th>row</th><th class="n">nDCG@10</th><th class="n">change</th><th class="n">95% interval</th><th class="n">p</th><th class="n">Recall@10</th><th class="n">Recall@100</th><th class="n">MRR@10</th>
+<div class="wide"><table><tr><th>system</th><th class="n">nDCG@10</th><th class="n">change</th><th class="n">95% interval</th><th class="n">p</th><th class="n">Recall@10</th><th class="n">Recall@100</th><th class="n">MRR@10</th>
 <th class="n">index, MiB</th><th class="n">ms a query</th></tr>
-{% for row, r in v.rows.items() %}<tr><td>{{ row }}</td><td class="n">{{ "%.4f" | format(r["nDCG@10"].mean) }}</td>
+{% for row, r in v.systems.items() %}<tr><td>{{ row }}</td><td class="n">{{ "%.4f" | format(r["nDCG@10"].mean) }}</td>
 {% if row in v.changes %}{% with c = v.changes[row]["nDCG@10"] %}<td class="n {{ tone(c) }}">{{ "%+.4f" | format(c.mean) }}</td><td class="n">{{ "%+.4f" | format(c.low) }} to {{ "%+.4f" | format(c.high) }}</td>
 <td class="n">{{ "%.3f" | format(c.p) }}</td>{% endwith %}{% else %}<td></td><td></td><td></td>{% endif %}
 {% for metric in ("Recall@10", "Recall@100", "MRR@10") %}<td class="n">{{ "%.4f" | format(r[metric].mean) }}</td>{% endfor %}
 <td class="n">{{ "%.1f" | format(v.index_mib[row]) }}</td><td class="n">{{ "%.1f" | format(m.timings[set][row]) if set in m.timings }}</td></tr>
 {% endfor %}</table></div>
 {% endfor %}
-<p>Change, interval and p are those of nDCG@10 against the base model; the other rows' p is corrected for their number. The unit is the document: questions about one document stand or fall together. Generated queries were written
+<p>Change, interval and p are those of nDCG@10 against the base model; the other systems' p is corrected for their number. The unit is the document: questions about one document stand or fall together. Generated queries were written
 by a language model about documents held out of training; human queries come from people; guard sets are of other domains and show what was forgotten. An interval that contains zero means that this test set cannot tell the two apart.</p>
 {% with set, found = deciding(m.metrics) %}{% with groups = m.metrics.sets[set].groups %}{% if groups %}
 <h2>Where, among the {{ set }} queries</h2>
@@ -186,7 +186,7 @@ def _tone(change: dict) -> str:
     p = change.get("p", change.get("p_corrected"))
     return "" if p is None or p > 0.05 else "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
 
-
+# %% ../nbs/71_report.ipynb #87e947fa
 def write_report(
     run_dir: str | Path,  # run folder
 ) -> Path:  # report.html

@@ -26,7 +26,7 @@ class Decision:
     decision: str  # "accept", "reject" or "undecided"
     text: str  # the question, as written or as edited
 
-
+# %% ../nbs/17_review.ipynb #fe195764
 def read_decisions(
     path: str | Path,  # review.jsonl; made if missing
 ) -> dict[str, Decision]:  # by id
@@ -37,7 +37,7 @@ def read_decisions(
         raise InputError(f"{path}: decision {wrong[0].decision!r} about {wrong[0].id}: accept, reject or undecided is expected")
     return {i: d for i, d in found.items() if d.decision != "undecided"}
 
-
+# %% ../nbs/17_review.ipynb #830881bc
 def decide(
     path: str | Path,  # review.jsonl
     decision: Decision,
@@ -46,7 +46,7 @@ def decide(
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(decision), ensure_ascii=False) + "\n")
 
-
+# %% ../nbs/17_review.ipynb #19698281
 def apply_decisions(
     questions: Sequence[Question],
     dropped: dict[str, str],  # question id → filter

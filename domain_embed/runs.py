@@ -41,7 +41,7 @@ def stage_folder(
     "The folder that a stage writes."
     return Path(run_dir) / f"{STAGES.index(stage) + 1}_{stage}"
 
-
+# %% ../nbs/00_runs.ipynb #1055a6b8
 def asset(
     name: str,  # "nbs" or "profiles"
 ) -> Path:  # folder inside the installed package, or in the repository of an editable install
@@ -65,7 +65,7 @@ def sha256(
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../nbs/00_runs.ipynb #635911cc
 def count_rows(
     path: Path,  # file or folder
 ) -> int | None:  # records of a .jsonl/.tsv/.parquet (a header is not one), files of a folder, else None
@@ -95,7 +95,7 @@ def write_atomic(
     part.replace(path)
     return path
 
-
+# %% ../nbs/00_runs.ipynb #84c5e185
 def write_json(
     path: str | Path,  # file to write
     value: Any,  # anything JSON can hold
@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:  # {package: version} for those that are insta
     installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     return {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed}
 
-
+# %% ../nbs/00_runs.ipynb #088ea502
 def _output(*command: str) -> str | None:
     "What a command prints, or None where it is not to be had."
     if not shutil.which(command[0]):
@@ -140,7 +140,7 @@ def _output(*command: str) -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
 
-
+# %% ../nbs/00_runs.ipynb #f62a8dac
 def write_run(
     run_dir: str | Path,  # run folder
     settings: dict[str, dict[str, Any]],  # {stage: {parameter: value}}

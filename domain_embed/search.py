@@ -51,7 +51,7 @@ def _best_of_block(
         found.append((values.cpu().numpy(), rows.cpu().numpy()))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
 
-
+# %% ../nbs/03_search.ipynb #c3c592c9
 def top_k(
     queries: np.ndarray,  # float32 (queries, dimensions), unit rows
     passages: np.ndarray,  # (passages, dimensions), unit rows, float32 or float16; may be mapped from a file
@@ -93,7 +93,7 @@ def _rescored(queries: np.ndarray, passages: np.ndarray, rows: np.ndarray, k: in
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
-
+# %% ../nbs/03_search.ipynb #869f483b
 def indexed_top_k(
     queries: np.ndarray,  # as `top_k`
     passages: np.ndarray,
@@ -125,7 +125,7 @@ def indexed_top_k(
         measured = float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
     return *search(queries, probes), measured
 
-
+# %% ../nbs/03_search.ipynb #ee839c1c
 @dataclass(frozen=True)
 class Found:
     "What a search found, and how."
@@ -135,7 +135,7 @@ class Found:
     method: str  # "exact" or "index"
     recall: float  # share of the exact top k: 1, or as measured on a sample
 
-
+# %% ../nbs/03_search.ipynb #3d49fab8
 def search(
     queries: np.ndarray,  # as `top_k`
     passages: np.ndarray,
@@ -164,7 +164,7 @@ def bm25_words(text: str) -> list[str]:
     "A text's words without English stop words and single letters; of scripts that put no space between words, its characters."
     return [w for w in words(text) if (len(w) > 1 or UNSPACED.match(w)) and w not in STOPWORDS_EN]
 
-
+# %% ../nbs/03_search.ipynb #0e617fb6
 def bm25_index(
     passages: Sequence[str],
 ) -> bm25s.BM25:
@@ -173,7 +173,7 @@ def bm25_index(
     index.index([bm25_words(p) or ["\0"] for p in passages], show_progress=False)
     return index
 
-
+# %% ../nbs/03_search.ipynb #03e2122b
 def bm25_top_k(
     queries: Sequence[str],
     index: bm25s.BM25,
@@ -205,7 +205,7 @@ def _runs(text: str, length: int = 5) -> frozenset[str]:
     found = words(text)
     return frozenset(" ".join(found[n : n + length]) for n in range(max(1, len(found) - length + 1)))
 
-
+# %% ../nbs/03_search.ipynb #577fd6a3
 def near_duplicates(
     texts: Sequence[str],
     threshold: float = 0.8,  # Jaccard similarity of runs of five words

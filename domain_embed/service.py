@@ -57,7 +57,7 @@ def embed(
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors, sum(map(len, rows))
 
-
+# %% ../nbs/61_service.ipynb #83e074c9
 def _error(message: str, status: int) -> JSONResponse:
     "OpenAI's form of an error."
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, status_code=status)

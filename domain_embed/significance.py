@@ -24,7 +24,7 @@ def _by_cluster(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
     _, at = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     return np.stack([np.bincount(at, np.asarray(values, dtype=np.float64)), np.bincount(at)], axis=1)
 
-
+# %% ../nbs/43_significance.ipynb #5926e1dd
 @dataclass(frozen=True)
 class _Jackknife:
     "The mean without each document in turn."
@@ -38,7 +38,7 @@ class _Jackknife:
     def freedom(self) -> float:
         return max(1.0, self.effective - 1)
 
-
+# %% ../nbs/43_significance.ipynb #47ced8aa
 def _jackknife(values: np.ndarray, clusters: Sequence[str]) -> _Jackknife | None:
     "None for a single document."
     sums, sizes = _by_cluster(values, clusters).T
@@ -51,7 +51,7 @@ def _jackknife(values: np.ndarray, clusters: Sequence[str]) -> _Jackknife | None
     skewness = (centred**3).mean() / max((centred**2).mean() ** 1.5, 1e-30)
     return _Jackknife(float(error), float(skewness), count, float(sizes.sum() ** 2 / (sizes**2).sum()))
 
-
+# %% ../nbs/43_significance.ipynb #065b03e9
 def standard_error(
     values: np.ndarray,  # (queries,): a metric, or a difference of two
     clusters: Sequence[str],  # (queries,): their documents
@@ -110,7 +110,7 @@ def smallest_shown(
     found = _jackknife(change, clusters)
     return None if found is None else float((stats.t.ppf(0.975, found.freedom) + stats.t.ppf(0.8, found.freedom)) * found.error)
 
-
+# %% ../nbs/43_significance.ipynb #ae469bd9
 def times_needed(
     change: np.ndarray,  # (queries,)
     clusters: Sequence[str],
@@ -140,7 +140,7 @@ class Verdict:
     documents: int
     queries_needed: int | None  # to show `min_gain`, or the change if that is larger; about as many more documents
 
-
+# %% ../nbs/43_significance.ipynb #5e37c9ff
 def judge_change(
     change: np.ndarray,  # (queries,)
     clusters: Sequence[str],  # (queries,): their documents

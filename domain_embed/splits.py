@@ -88,7 +88,7 @@ class Split:
     dropped: dict[str, str]  # id of a question → why it is in no split
     unit: dict[str, str]  # document → the documents that it is kept together with, named by one of them
 
-
+# %% ../nbs/21_splits.ipynb #763ef78b
 def split_questions(
     passages: Sequence[Passage],
     questions: Sequence[Question],
@@ -148,7 +148,7 @@ def hash_test(
     ]
     return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
 
-
+# %% ../nbs/21_splits.ipynb #d1e1e8c7
 def read_frozen(
     folder: str | Path,  # a BEIR folder; with `test.sha256` where we made it
     passages: Sequence[Passage],  # of this run

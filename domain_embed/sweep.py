@@ -54,7 +54,7 @@ def combinations(
         tried.append([(name, value) for value in typed])
     return [dict(some) for some in product(*tried)]
 
-
+# %% ../nbs/36_sweep.ipynb #8fec5f67
 def _typed(name: str, value: str, parameters: dict[str, Any]) -> Any:
     "A value as `--set` would take it."
     settings = {"finetune": {n: v for n, v in parameters.items() if n != "run_dir"}}
@@ -85,7 +85,7 @@ class Trial:
     def ndcg(self) -> float:
         return float(self.scores.mean()) if len(self.scores) else 0.0
 
-
+# %% ../nbs/36_sweep.ipynb #a97bc677
 def best_of(
     tried: Sequence[Trial],
 ) -> int:  # which
@@ -93,7 +93,7 @@ def best_of(
     most = max(t.settings.get("train_fraction", 1.0) for t in tried)
     return max(range(len(tried)), key=lambda n: (tried[n].settings.get("train_fraction", 1.0) == most, tried[n].ndcg, -n))
 
-
+# %% ../nbs/36_sweep.ipynb #cca6d12e
 WORTH = 0.005  # nDCG@10 that a gain must have to be worth while
 
 

@@ -42,7 +42,7 @@ class Source:
         "Whether it may be what this run has trained."
         return not (self.name in ("bm25", "base") or ADDRESS.match(self.name)) and (self.words[0] in ("tuned", "merged") or ".onnx" in self.name)
 
-
+# %% ../nbs/44_systems.ipynb #0de9004e
 @dataclass(frozen=True)
 class System:
     "One way to find passages."
@@ -51,7 +51,7 @@ class System:
     sources: tuple[Source, ...]  # fused where there are several
     reranker: str = ""  # a cross-encoder; "": none
 
-
+# %% ../nbs/44_systems.ipynb #75db79cb
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -74,7 +74,7 @@ def _source(text: str, row: str) -> Source:
         raise InputError(f"row {row!r}: an engine is compared through the endpoint that serves it: write its address and the model's name there")
     return Source(name, int(dimensions or 0))
 
-
+# %% ../nbs/44_systems.ipynb #8474500e
 def parse_system(
     text: str,  # e.g. "tuned @ 128 + bm25 > reranker"
 ) -> System:
@@ -92,21 +92,21 @@ class Encoder:
     one: Callable[[str], np.ndarray]  # a query → float32 (1, dimensions), as a server does it
     many: Callable[[Path, Sequence[str], str], np.ndarray]  # folder of vectors, texts, kind → float32 (texts, dimensions), each computed once
 
-
+# %% ../nbs/44_systems.ipynb #972dd719
 PROBE = "The vector of this sentence says whether the model is still the same."
 
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
-
+# %% ../nbs/44_systems.ipynb #8fe62d06
 def local_encoder(model: SentenceTransformer) -> Encoder:
     "A model in PyTorch."
     return Encoder(
         lambda text: encode(model, [text], "query", ""), lambda cache, texts, kind: encode_cached(cache, model, texts, kind, f"encoding {kind}s")
     )
 
-
+# %% ../nbs/44_systems.ipynb #451011c9
 def graph_encoder(
     path: str | Path,  # model.onnx, with tokenizer.json and export.json beside it
 ) -> Encoder:
@@ -122,7 +122,7 @@ def graph_encoder(
         lambda cache, texts, kind: cached(cache / f"{key}-{kind}", texts, lambda some, desc: compute(some, kind, desc), f"encoding {kind}s"),
     )
 
-
+# %% ../nbs/44_systems.ipynb #f80a4570
 def endpoint_encoder(
     endpoint: Endpoint,
 ) -> Encoder:
@@ -142,7 +142,7 @@ def endpoint_encoder(
 
     return Encoder(lambda text: endpoint.ask([text], "query"), many)
 
-
+# %% ../nbs/44_systems.ipynb #d9643b2a
 def open_encoder(
     source: Source,
     base: SentenceTransformer,

@@ -82,7 +82,7 @@ def without_dropout(
                 setattr(module, name, 0.0)
     return model
 
-
+# %% ../nbs/31_training.ipynb #b6d807c6
 EMBEDDINGS = r"\b(embed|shared\b|wte\b)"  # names of what stands before the first layer
 
 
@@ -105,7 +105,7 @@ def layer_rates(
     below = {pattern: learning_rate * decay ** (max(found) + 1) for pattern in (EMBEDDINGS,) if any(re.search(pattern, name) for name in names)}
     return below | rates
 
-
+# %% ../nbs/31_training.ipynb #9a346543
 def add_lora(
     model: SentenceTransformer,  # changed in place: only the new matrices are trained
     rank: int,
@@ -113,7 +113,7 @@ def add_lora(
     "Put low-rank matrices beside all linear layers."
     model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
-
+# %% ../nbs/31_training.ipynb #f5325ff4
 def merge_lora(
     model: SentenceTransformer,  # changed in place
 ) -> None:
@@ -163,7 +163,7 @@ class BatchLoss(torch.nn.Module):
             if weight.grad is not None and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(weight.grad)
 
-
+# %% ../nbs/31_training.ipynb #27ebf2fd
 def _pieces(features: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
     total = len(features["input_ids"])
     for start in range(0, total, size or total):
@@ -174,7 +174,7 @@ def rank_and_world_size() -> tuple[int, int]:  # this process's number, and how 
     "Where this process stands among those that train together."
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if torch.distributed.is_initialized() else (0, 1)
 
-
+# %% ../nbs/31_training.ipynb #e049190a
 def shard(
     items: Sequence | torch.Tensor,
 ) -> Sequence | torch.Tensor:  # equally many for every process; the last ones stand twice where they do not divide
@@ -189,7 +189,7 @@ def shard(
         part[max(0, len(items) - rank * size) :] = 0
     return part
 
-
+# %% ../nbs/31_training.ipynb #74a76fe0
 def all_gather(
     part: torch.Tensor,  # (share of the batch, dimensions)
     size: int,  # of the batch
@@ -366,12 +366,12 @@ def _arguments(model: SentenceTransformer, steps: int, work: Path, options: Opti
         arguments._n_gpu = len({arguments.device})  # one process trains on one GPU, and not on all of them as DataParallel does
     return arguments
 
-
+# %% ../nbs/31_training.ipynb #0919a564
 def _in_order(dataset: Dataset, **_) -> torch.utils.data.BatchSampler:
     "Planned batches as they were planned."
     return torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(dataset), batch_size=1, drop_last=False)
 
-
+# %% ../nbs/31_training.ipynb #013ae018
 def has_fast_bf16() -> bool:
     "Whether this machine multiplies bfloat16 faster than float32."
     if torch.cuda.is_available():

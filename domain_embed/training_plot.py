@@ -46,7 +46,7 @@ def draw_curve(
             axes.set_title(f"step {-x}: {y:.3f}", fontsize=10)
     return figure
 
-
+# %% ../nbs/34_training_plot.ipynb #1f57c775
 def as_image(
     figure: Figure,
 ) -> Image:
@@ -107,7 +107,7 @@ class Curve(TrainerCallback):
         if self._show:
             self._picture = _redraw(self._picture, draw_curve(self.rows))
 
-
+# %% ../nbs/34_training_plot.ipynb #8651a481
 def _redraw(handle: DisplayHandle | None, figure: Figure) -> DisplayHandle | None:
     "Put a picture in place of the last one."
     if handle is None:

@@ -45,7 +45,7 @@ def write_scores(
     pq.write_table(pa.table(table), path)
     return Path(path)
 
-
+# %% ../nbs/28_training_rows.ipynb #00b01244
 def read_scores(
     path: str | Path,  # what `write_scores` wrote
 ) -> tuple[Candidates, np.ndarray]:  # and the verdicts

@@ -53,10 +53,10 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
         assert_ok(domain_embed("evaluate", *(word for option in options for word in ("--set", option)), run_dir))
     manifest = read_manifest(run_dir, "evaluate")
     found = manifest["metrics"]["sets"]["generated"]
-    ndcg = {name: found["rows"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
-    tuned = found["rows"]["tuned"]["nDCG@10"]["mean"]
+    ndcg = {name: found["systems"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
+    tuned = found["systems"]["tuned"]["nDCG@10"]["mean"]
     assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["rerank_top_k"] != tuned
-    best = pd.read_parquet(run_dir / "4_evaluate/rankings.parquet").query("rank == 1 and set == 'generated'").pivot(index="query", columns="row", values="score")
+    best = pd.read_parquet(run_dir / "4_evaluate/rankings.parquet").query("rank == 1 and set == 'generated'").pivot(index="query", columns="system", values="score")
     eight_bits = (best[rows["int8"]] - best["tuned"]).abs()
     assert eight_bits.max() > 1e-5 and eight_bits.max() < 0.1 and (best[rows["graph"]] - best["tuned"]).abs().max() < 1e-5
     assert found["index_mib"][rows["short"]] == pytest.approx(found["index_mib"]["tuned"] * 64 / 384)
@@ -66,11 +66,11 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
     assert found["beir_difference"] < 1e-5 and all(values["beir_difference"] < 1e-5 for values in manifest["metrics"]["sets"].values())
     guard = manifest["metrics"]["sets"]["guard other"]
     assert not guard["documents_known"] and any("does not say which passages belong to one document" in remark for remark in manifest["metrics"]["remarks"])
-    assert guard["guard"] and list(guard["rows"]) == ["base", "tuned"] and guard["rows"]["base"]["nDCG@10"]["mean"] == 1
+    assert guard["guard"] and list(guard["systems"]) == ["base", "tuned"] and guard["systems"]["base"]["nDCG@10"]["mean"] == 1
     table = pd.read_parquet(run_dir / "4_evaluate/per_query.parquet")
     assert (
-        table.groupby(["set", "row"]).size()
-        == table["set"].map({"generated": found["queries"], "guard other": 3}).groupby([table["set"], table["row"]]).first()
+        table.groupby(["set", "system"]).size()
+        == table["set"].map({"generated": found["queries"], "guard other": 3}).groupby([table["set"], table["system"]]).first()
     ).all()
     assert (run_dir / "4_evaluate/map.png").stat().st_size > 10_000 and "guard other" in (run_dir / "report.html").read_text()
     results = json.loads((run_dir / "4_evaluate/generated/eval_results.json").read_text())

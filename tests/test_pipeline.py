@@ -21,8 +21,8 @@ def test_a_run_leaves_what_it_promises(tiny_run):
         manifest = read_manifest(run_dir, stage)
         assert manifest["outputs"] and all(sha256(run_dir / name) == entry["sha256"] for name, entry in manifest["outputs"].items())
     evaluated = read_manifest(run_dir, "evaluate")["metrics"]["sets"]["generated"]
-    assert list(evaluated["rows"]) == ["base", "tuned", "bm25", "base + bm25", "tuned + bm25"]
-    assert 0 < evaluated["rows"]["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
+    assert list(evaluated["systems"]) == ["base", "tuned", "bm25", "base + bm25", "tuned + bm25"]
+    assert 0 < evaluated["systems"]["base"]["nDCG@10"]["mean"] <= 1 and evaluated["queries"] >= 1
     notebooks = sorted(p.name for p in (run_dir / "notebooks").glob("*.ipynb"))
     assert notebooks == ["10_generate.ipynb", "20_prepare.ipynb", "30_finetune.ipynb", "40_evaluate.ipynb", "50_export.ipynb"]
     assert (run_dir / "report.html").read_text().count("data:image/png;base64") >= 5
