@@ -19,7 +19,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/nbdev_test --skip_file_re '^[1-6]0_' --n_workers 2
+	$(BIN)/nbdev_test --skip_file_re '^([1-6]0|000)_' --n_workers 2
 	$(BIN)/pytest
 
 test-slow: .venv/installed
@@ -31,32 +31,22 @@ export: .venv/installed
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir . --output README
-	sed -i -E 's#\]\(([0-9]+_[a-z0-9]+\.ipynb)\)#](nbs/\1)#g' README.md
+	sed -i -E 's#\]\(([0-9]+_[a-z0-9_]+\.ipynb|images/[a-z]+\.png)\)#](nbs/\1)#g' README.md
 
-# run the stage notebooks with their own small defaults, and keep what they show: no progress, warnings, or widgets without a kernel
+# execute every notebook with its own small defaults and save what it shows; the stages first, since the tour reads their run
 walkthrough: .venv/installed
 	rm -rf runs/walkthrough
-	for n in nbs/[1-6]0_*.ipynb; do DOMAIN_EMBED_TERMINAL=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$n || exit 1; done
-	$(BIN)/python -c "$$KEEP_WHAT_IS_READ"
+	$(BIN)/python tests/execute.py nbs/[1-6]0_*.ipynb
+	$(BIN)/python tests/execute.py $$(ls nbs/[0-9]*.ipynb | grep -v 'nbs/[1-6]0_')
+	cp runs/walkthrough/4_evaluate/metrics.png nbs/images/metrics.png
 	$(BIN)/nbdev_clean
-
-define KEEP_WHAT_IS_READ
-from glob import glob
-import nbformat
-for path in glob("nbs/[1-6]0_*.ipynb"):
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not any("widget" in kind for kind in o.get("data", {}))]
-    nbformat.write(notebook, path)
-endef
-export KEEP_WHAT_IS_READ
 
 # the rendered site, in _docs/
 docs: .venv/installed
 	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
 	cp nbs/_smalldocs.yml _proc/
-	$(BIN)/smalldocs render --quiet _proc
+	cp -r nbs/images _proc/
+	$(BIN)/smalldocs render --strict _proc
 	rm -rf _docs && mv _proc/_site _docs
 
 clean:

@@ -1,4 +1,4 @@
-"""The rules of the house: notebooks and modules agree, imports run one way, what is written in two places is the same."""
+"""Conventions: notebooks and modules agree, imports run one way, cells are small and show their results, settings have one name and one description."""
 
 import ast
 import json
@@ -10,14 +10,16 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import house
 import pytest
 from conftest import ROOT
+from house import figures
 
 from domain_embed import manifests
-from domain_embed.profiles import find_profile, load_profile, read_parameters
+from domain_embed.profiles import find_profile, load_profile, read_parameters, stage_parameters
 from domain_embed.runs import STAGES, asset
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))  # index.ipynb too
 
 
 def cells(notebook: Path) -> list[dict]:
@@ -49,7 +51,7 @@ def test_clean_and_export_change_nothing(tmp_path):
 
 def test_the_readme_is_the_index(tmp_path):
     text = "\n\n".join(source(c) for c in cells(ROOT / "nbs/index.ipynb") if c["cell_type"] == "markdown")
-    text = re.sub(r"\]\((\d+_\w+\.ipynb)\)", r"](nbs/\1)", text)
+    text = re.sub(r"\]\((\d+_\w+\.ipynb|images/\w+\.png)\)", r"](nbs/\1)", text)
     assert (ROOT / "README.md").read_text().split() == text.split(), "run make export"
 
 
@@ -71,6 +73,11 @@ def test_parameters_cell_and_settings_agree(stage):
                     assert shared[name] == parameter.help, f"{name} is described differently in {other.name}"
 
 
+def is_stage(number: str) -> bool:
+    "Whether a notebook's number is a stage's: 10, 20, …; parts have other numbers, or three digits."
+    return len(number) == 2 and number[1] == "0"
+
+
 def wrong_imports(texts: dict[str, str], number: dict[str, str]) -> list[str]:
     "Imports of the package's modules (as nbdev writes them, `from .beir import …`) that run the wrong way."
     found = []
@@ -78,7 +85,7 @@ def wrong_imports(texts: dict[str, str], number: dict[str, str]) -> list[str]:
         for node in ast.walk(ast.parse(texts[module])):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 used = number[node.module]
-                shared, own_part = used[0] == "0", used[0] == own[0] and used[1] != "0"
+                shared, own_part = used[0] == "0", used[0] == own[0] and not is_stage(used)
                 if not (shared or own_part or own[0] == "7"):
                     found.append(f"{module} ({own}) imports {node.module} ({used})")
     return found
@@ -89,7 +96,8 @@ def test_imports_run_one_way():
     for notebook in NOTEBOOKS:
         for cell in cells(notebook):
             if match := re.match(r"#\s*\|\s*default_exp (\w+)", source(cell)):
-                number[match.group(1)] = notebook.name[:2]
+                number[match.group(1)] = notebook.name.partition("_")[0]
+                assert notebook.stem.partition("_")[2] == match.group(1), f"{notebook.name} exports {match.group(1)}: one name for both"
     texts = {module: (ROOT / f"domain_embed/{module}.py").read_text() for module in number}
     assert len(number) > 20 and not wrong_imports(texts, number)
     planted = texts | {"mining": texts["mining"] + "\nfrom .questions import plan\n"}
@@ -111,6 +119,74 @@ def test_a_change_of_code_is_noticed(tmp_path, monkeypatch):
         path.write_text(text.replace(old, new))
         assert {stage for stage in STAGES if manifests.code_sha256(stage) != before[stage]} == changed
         path.write_text(text)
+
+
+FORMER = (  # names that the specification replaced
+    "min_margin skip_ranks sample_from check_model check_from more_encoders promote mask_neighbours min_overall kinds target_questions judge_threshold llm_key_variable "
+    "llm_style llm_price_in llm_price_out piece train_candidates draw_from soft_labels label_temperature matryoshka patience layer_decay row_share worth reranked guard_sets "
+    "endpoint_key_variable ready_seconds told shown Way Asked Replies deepen Tried Tuned Material Desk opinions pictures exported stages related leaks certainty processes"
+).split()
+
+
+def test_former_names_are_gone():
+    for stage in STAGES:
+        assert not set(FORMER) & set(stage_parameters(stage)), stage
+    modules = {path.stem for path in (ROOT / "domain_embed").glob("*.py")}
+    defined = {name for f in map(figures, house.NOTEBOOKS) for name in f.public}
+    assert not set(FORMER) & (modules | defined)
+
+
+def test_one_name_for_each_parameter_in_two_stages():
+    described = {}
+    for stage in STAGES:
+        for name, parameter in stage_parameters(stage).items():
+            assert described.setdefault(name, parameter.help) == parameter.help or name in ("seed", "min_judge_score"), f"{name} is described in two ways"
+
+
+@pytest.mark.parametrize("notebook", house.NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_small_and_show_their_results(notebook):
+    found = figures(notebook)
+    number = found.name.partition("_")[0]
+    assert max(found.lines, default=0) <= 45 and found.crowded == 0
+    assert found.exported <= (80 if is_stage(number) and number[0] in "123456" else 200)
+    assert found.output_share >= 0.4 and not found.missing
+    pictures = [len(o["data"]["image/png"]) for c in cells(notebook) for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
+    assert all(size * 3 / 4 < 150_000 for size in pictures), "a picture of more than 150 kB"
+
+
+def test_the_whole_house_keeps_the_bounds():
+    found = [figures(path) for path in house.NOTEBOOKS]
+    lines, public = sorted(n for f in found for n in f.lines), sum(len(f.public) for f in found)
+    assert house.median(lines) <= 10 and house.percentile(lines, 0.9) <= 25 and sum(f.examples for f in found) >= 1.5 * public
+
+
+def undocumented(module: str) -> list[str]:
+    "Public functions without a docstring, or with a parameter or result without a type."
+    found = []
+    for node in ast.parse((ROOT / f"domain_embed/{module}.py").read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            arguments = [a for a in (*node.args.args, *node.args.kwonlyargs)] if isinstance(node, ast.FunctionDef) else []
+            typed = all(a.annotation for a in arguments) and (isinstance(node, ast.ClassDef) or node.returns is not None)
+            if not ast.get_docstring(node) or not typed:
+                found.append(f"{module}.{node.name}")
+    return found
+
+
+def test_what_is_public_is_typed_and_documented():
+    assert not [name for path in (ROOT / "domain_embed").glob("[!_]*.py") for name in undocumented(path.stem)]
+
+
+def test_data_is_read_without_widgets():
+    readers = [path.stem for path in (ROOT / "domain_embed").glob("[!_]*.py") if re.search(r"^(import|from) (ipywidgets|ipympl)", path.read_text(), re.M)]
+    for stage in STAGES:
+        wanted, seen = [stage], set()
+        while wanted:
+            module = wanted.pop()
+            if module not in seen:
+                seen.add(module)
+                tree = ast.parse((ROOT / f"domain_embed/{module}.py").read_text())
+                wanted += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+        assert not seen & set(readers), f"{stage} imports {seen & set(readers)}, which need widgets"
 
 
 def test_notebooks_have_a_kernel_and_no_ids_of_machines():
