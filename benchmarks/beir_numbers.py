@@ -10,8 +10,9 @@ import numpy as np
 from beir.retrieval.evaluation import EvaluateRetrieval
 
 from domain_embed.beir import read_beir
-from domain_embed.encode import encode_cached, load_model
+from domain_embed.encode import encode_cached
 from domain_embed.metrics import per_query
+from domain_embed.models import load_model
 from domain_embed.search import Ranking, ranking, top_k
 
 if __name__ == "__main__":

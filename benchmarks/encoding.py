@@ -14,7 +14,8 @@ from statistics import median
 import numpy as np
 
 from domain_embed.beir import read_beir
-from domain_embed.encode import encode, load_model, token_lengths
+from domain_embed.encode import encode, token_lengths
+from domain_embed.models import load_model
 
 
 def main() -> None:

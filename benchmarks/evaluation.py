@@ -35,11 +35,11 @@ def make_both(folder: Path, passages: int, queries: int) -> None:
 def ours(folder: Path) -> tuple[Peak, dict[str, float], float]:
     from domain_embed.baselines import search_source
     from domain_embed.beir import Passage, RetrievalSet
-    from domain_embed.encode import cached
-    from domain_embed.evaluate import summarise
+    from domain_embed.encode import cached_vectors
     from domain_embed.metrics import per_query
     from domain_embed.search import ranking
-    from domain_embed.significance import judge_change
+    from domain_embed.significance import compute_verdict
+    from domain_embed.summary import summarise
     from domain_embed.systems import Encoder, Source
 
     own, asked = np.load(folder / "own.npy"), np.load(folder / "queries.npy")
@@ -52,12 +52,12 @@ def ours(folder: Path) -> tuple[Peak, dict[str, float], float]:
         table = {"query": asked, "document": vectors[name]}
         return Encoder(
             lambda text: asked[[int(text)]],
-            lambda cache, texts, kind: cached(cache / f"{name}-{kind}", texts, lambda some, desc: np.array(table[kind][[int(t) for t in some]])),
+            lambda cache, texts, kind: cached_vectors(cache / f"{name}-{kind}", texts, lambda some, desc: np.array(table[kind][[int(t) for t in some]])),
         )
 
     for name in vectors:  # vectors lie on the disk before the clock starts, here as there
         for kind, texts in (("document", [p.content for p in passages]), ("query", list(test.queries.values()))):
-            known(name).many(cache, texts, kind)
+            known(name).encode_texts(cache, texts, kind)
     searching = 0.0
     with Peak() as peak:
         tables = {}
@@ -65,10 +65,10 @@ def ours(folder: Path) -> tuple[Peak, dict[str, float], float]:
             start = time.perf_counter()
             found = search_source(Source(name), test, known(name), cache)
             searching += time.perf_counter() - start
-            tables[name] = per_query(test.qrels, ranking(list(test.queries), [p.id for p in passages], found.scores, found.rows))
+            tables[name] = per_query(test.qrels, ranking(list(test.queries), [p.id for p in passages], found.scores, found.indices))
         documents = [f"p{p}" for p in own]
         summary = summarise(tables, documents, 0)
-        judge_change((tables["tuned"] - tables["base"])["nDCG@10"].to_numpy(), documents, 0)
+        compute_verdict((tables["tuned"] - tables["base"])["nDCG@10"].to_numpy(), documents, 0)
     return peak, {name: summary["rows"][name]["nDCG@10"]["mean"] for name in vectors}, searching
 
 

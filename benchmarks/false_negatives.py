@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from domain_embed.beir import Passage, Question, read_beir
-from domain_embed.encode import encode_cached, load_model
-from domain_embed.mining import KEPT, Candidates, extend, masked_rows, retrieve_candidates, select_negatives
-from domain_embed.plots import shares
+from domain_embed.encode import encode_cached
+from domain_embed.masks import masked_passages
+from domain_embed.mining import KEPT, Candidates, extend, retrieve_candidates, select_negatives
+from domain_embed.models import load_model
+from domain_embed.plots import score_ratios
 from domain_embed.rescoring import retrieve_fused
 
 LINES, NEGATIVES, CANDIDATES = (1e9, 1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7), 5, 100
@@ -42,7 +44,7 @@ def table(name: str, windows: Callable[[float], Candidates], questions: list[Que
         label = "naive" if line == 1e9 else f"{line:.2f}"
         print(
             f"| {name} | {label} | {wrong} of {every} ({wrong / every:.1%}) | {wrong / kept.sum():.2%} | {rows / len(questions):.1%} | "
-            f"{np.median(shares(window)[kept]):.2f} | {(kept.sum(axis=1) < NEGATIVES).sum()} |",
+            f"{np.median(score_ratios(window)[kept]):.2f} | {(kept.sum(axis=1) < NEGATIVES).sum()} |",
             flush=True,
         )
 
@@ -60,7 +62,7 @@ def main() -> None:
         passages, questions, hidden = questions_of(folder)
         of_passages = encode_cached(options.cache, model, [p.content for p in passages], "document")
         of_questions = encode_cached(options.cache, model, [q.text for q in questions], "query")
-        everyone, masked = np.ones(len(passages), dtype=bool), masked_rows(questions, passages)
+        everyone, masked = np.ones(len(passages), dtype=bool), masked_passages(questions, passages)
         window, _ = retrieve_candidates(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
         fused = retrieve_fused(questions, passages, of_questions, of_passages, everyone, CANDIDATES, masked)
 

@@ -65,7 +65,8 @@ class Peak:
 
 def ours(folder: Path) -> tuple[Peak, dict[str, list[str]], float]:
     from domain_embed.beir import Passage, Question
-    from domain_embed.mining import extend, masked_rows, retrieve_candidates, select_negatives
+    from domain_embed.masks import masked_passages
+    from domain_embed.mining import extend, retrieve_candidates, select_negatives
     from domain_embed.training_rows import training_rows
 
     asked, own = np.load(folder / "queries.npy"), np.load(folder / "own.npy")
@@ -74,7 +75,7 @@ def ours(folder: Path) -> tuple[Peak, dict[str, list[str]], float]:
     questions = [Question(f"q{n}", f"q{n}", "factual", [f"p{p}"], f"p{p}") for n, p in enumerate(own)]
     allowed = np.ones(len(passages), dtype=bool)
     with Peak() as peak:
-        masked = masked_rows(questions, passages)
+        masked = masked_passages(questions, passages)
         window, _ = retrieve_candidates(questions, passages, asked, vectors, allowed, CANDIDATES, masked)
         looked = time.perf_counter()
         window = extend(window, asked, vectors, allowed, masked, NEGATIVES, FRACTION)

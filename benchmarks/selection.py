@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from domain_embed.beir import read_passages, read_questions
-from domain_embed.encode import encode_cached, load_model
+from domain_embed.encode import encode_cached
 from domain_embed.generate import Settings, run_generate
 from domain_embed.metrics import per_query
+from domain_embed.models import load_model
 from domain_embed.profiles import load_profile
 from domain_embed.search import ranking, top_k
 

@@ -19,9 +19,11 @@ from scipy import stats
 from domain_embed import significance
 from domain_embed.beir import read_beir
 from domain_embed.breakdown import clusters_of
-from domain_embed.encode import encode, load_model
+from domain_embed.encode import encode
+from domain_embed.lexical import bm25_words
 from domain_embed.metrics import per_query
-from domain_embed.search import bm25_words, ranking
+from domain_embed.models import load_model
+from domain_embed.search import ranking
 
 VALUES = np.append(1 / np.log2(np.arange(2, 12)), 0.0)
 

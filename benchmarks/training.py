@@ -19,11 +19,14 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from domain_embed.automodel_format import read_training
 from domain_embed.batches import plan_batches
 from domain_embed.beir import read_beir
-from domain_embed.encode import load_model, token_lengths
-from domain_embed.nvidia_format import read_training
-from domain_embed.training import BatchLoss, Collator, Objective, _in_order, has_fast_bf16, without_dropout
+from domain_embed.encode import token_lengths
+from domain_embed.layers import without_dropout
+from domain_embed.loss import BatchLoss, Objective
+from domain_embed.models import load_model
+from domain_embed.training import Collator, _in_order, has_fast_bf16
 
 BATCH, NEGATIVES, LENGTH, TEMPERATURE = 16, 3, 128, 0.02
 
@@ -79,7 +82,7 @@ def main() -> None:
     plan = plan_batches(rows, lengths, NEGATIVES, NEGATIVES, BATCH, 1, seed=0)
     order = [example for batch in plan for example in batch]  # the peer gets the very same batches
     columns = {"anchor": [e.row.query for e in order], "positive": [texts[e.row.positive] for e in order]}
-    columns |= {f"negative_{n}": [texts[e.candidates[n]] for e in order] for n in range(NEGATIVES)}
+    columns |= {f"negative_{n}": [texts[e.negatives[n]] for e in order] for n in range(NEGATIVES)}
 
     def peer(bf16: bool = False, dropout: bool = True) -> Clock:
         model = load_model("embedded", LENGTH)
@@ -101,7 +104,7 @@ def main() -> None:
             arguments={"per_device_train_batch_size": 1, "batch_sampler": _in_order},
             train_dataset=Dataset.from_dict({"batch": list(range(len(plan)))}),
             loss=BatchLoss(model, Objective(TEMPERATURE)),
-            data_collator=Collator(model, plan, texts, {}, in_batch=True),
+            data_collator=Collator(model, plan, texts, {}, in_batch_negatives=True),
         )
 
     ways = {
@@ -117,7 +120,7 @@ def main() -> None:
         for name, way in ways.items():
             clocks[name].append(way())
     seconds = {name: float(np.median([s for clock in own for s in clock.seconds[1:]])) for name, own in clocks.items()}
-    distinct = np.mean([len({p for e in batch for p in (e.row.positive, *e.candidates)}) for batch in plan])
+    distinct = np.mean([len({p for e in batch for p in e.passages}) for batch in plan])
     print("| way | seconds a step | speed | passages a step | first loss |\n|---|---|---|---|---|")
     for name, own in clocks.items():
         passages = distinct if name.startswith("ours") else BATCH * (1 + NEGATIVES)

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import EuroBertConfig, EuroBertModel
 
-from domain_embed.encode import model_path
+from domain_embed.models import model_path
 
 REAL = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}  # the width of Llama 3.2 1B, which Llama-Nemotron-Embed-1B-v2 has
 REAL_VOCABULARY, REAL_LAYERS = 128_256, 16

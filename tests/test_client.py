@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from faulty_proxy import FAULTS, FaultyProxy
 
-from domain_embed import llm as client
+from domain_embed import attempts
 from domain_embed.beir import Passage
-from domain_embed.filters import read_scores
-from domain_embed.llm import Job, ResponseCache, complete, connect, embedded_llm
-from domain_embed.multihop import Related
-from domain_embed.questions import PromptStyle, QuestionRequest, collect, find_way, plan
+from domain_embed.completion import Answer, Job, complete
+from domain_embed.judge import read_scores
+from domain_embed.llm import connect, embedded_llm
+from domain_embed.multihop import RelatedPassages
+from domain_embed.prompts import PromptStyle
+from domain_embed.question_prompts import QuestionRequest
+from domain_embed.questions import choose_style, collect, plan
+from domain_embed.responses import Reply, ResponseCache
 
 NUMBER, FEW = 200, 60
 
@@ -36,7 +40,7 @@ def server(url: str):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "PAUSE", 0.05)
+    monkeypatch.setattr(attempts, "PAUSE", 0.05)
     monkeypatch.setenv("CLIENT_KEY", "anything")
 
 
@@ -61,10 +65,10 @@ def test_what_never_succeeds_has_a_reason_and_costs_no_other(tmp_path):
 
 WRITER = """
 import sys
-from domain_embed.llm import Replies, Reply
-replies = Replies(sys.argv[1])
+from domain_embed.responses import Reply, ResponseCache
+cache = ResponseCache(sys.argv[1])
 for n in range(3000):
-    replies.add(f"key {n}", Reply(f"reply {n}", "stop", 1, 1, 0.0))
+    cache.add(f"key {n}", Reply(f"reply {n}", "stop", 1, 1, 0.0))
 """
 
 
@@ -76,12 +80,12 @@ def test_an_estimate_beside_a_running_generate_destroys_no_reply(tmp_path):
         ResponseCache(store)
         opened += store.exists()
     assert process.returncode == 0 and opened > 20
-    assert ResponseCache(store).known == {f"key {n}": client.Reply(f"reply {n}", "stop", 1, 1, 0.0) for n in range(3000)}
+    assert ResponseCache(store).known == {f"key {n}": Reply(f"reply {n}", "stop", 1, 1, 0.0) for n in range(3000)}
 
 
 def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path):
     store = tmp_path / "replies.jsonl"
-    whole = client.Reply("half of a character: ?", "stop", 1, 1, 0.0)
+    whole = Reply("half of a character: ?", "stop", 1, 1, 0.0)
     ResponseCache(store).add("a", whole)
     store.write_bytes(store.read_bytes() + b'{"key": "b", "text": "cut')
     ResponseCache(store).add("c", whole)
@@ -93,9 +97,9 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path):
 
 def test_hostile_replies_are_read():
     deep, half, odd = "[" * 3000 + "]" * 3000, '{"question": "what is \\ud83d", "complexity": [1]}', '{"query": [1], "overall": 8}'
-    asked = QuestionRequest([Passage("p", "d", "", "water")], ["factual"], Job([{}], problem=lambda reply: ""))
+    request = QuestionRequest([Passage("p", "d", "", "water")], ["factual"], Job([{}], problem=lambda reply: ""))
     for reply, number in ((deep, 0), (half, 1), (deep + half, 1)):
-        questions, failed = collect([asked], [[client.Answer(reply)]])
+        questions, failed = collect([request], [[Answer(reply)]])
         assert len(questions) == number and len(failed) == 1 - number
         assert all(q.text == "what is ?" and q.complexity == 0 for q in questions)
     scores = {"query": 1, "relevance": 8, "accuracy": 8, "context_support": 8, "clarity": 8, "overall": 8}
@@ -103,9 +107,12 @@ def test_hostile_replies_are_read():
 
 
 SCRIPT = """
-import sys, test_client, domain_embed.llm as client
-client.PAUSE = 0.05
-client.ask(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), client.Replies(sys.argv[2]))
+import sys, test_client
+from domain_embed import attempts
+from domain_embed.completion import complete
+from domain_embed.responses import ResponseCache
+attempts.PAUSE = 0.05
+complete(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), ResponseCache(sys.argv[2]))
 """
 
 
@@ -135,10 +142,9 @@ def test_a_server_that_knows_no_schema(tmp_path):
     manual = [
         Passage(f"m#{n}", "m", "", text, language="en") for n, text in enumerate(("E17 means no water.", "Valve V3 clears E17.", "It weighs 4 kg."))
     ]
-    related, way = Related(manual, np.eye(3, dtype=np.float32)), PromptStyle("auto", 60, 0)
+    related, prompt_style = RelatedPassages(manual, np.eye(3, dtype=np.float32)), PromptStyle("auto", 60, 0)
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0, never=b"json_schema") as proxy:
         llm = replace(server(proxy.url), retries=0, timeout=60)
-        taken, shares = find_way(
-            llm, ResponseCache(tmp_path / "replies.jsonl"), way, lambda w: plan([0, 1, 2], related, {"factual": 1}, 1, w), lambda questions: 0.4
-        )
-    assert shares["json_schema"] == 0 and taken.style in ("json", "few_shot") and shares[taken.style] > 0
+        cache = ResponseCache(tmp_path / "replies.jsonl")
+        chosen, yields = choose_style(llm, cache, prompt_style, lambda style: plan([0, 1, 2], related, {"factual": 1}, 1, style), lambda questions: 0.4)
+    assert yields["json_schema"] == 0 and chosen.style in ("json", "few_shot") and yields[chosen.style] > 0

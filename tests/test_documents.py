@@ -19,12 +19,15 @@ from matplotlib.figure import Figure
 from pptx import Presentation
 from test_generate import word_file
 
-from domain_embed.beir import read_jsonl, read_passages
-from domain_embed.documents import cut_passages, read_corpus, token_counter
-from domain_embed.encode import load_model
-from domain_embed.formats import Block, html_blocks, markdown_blocks, record_blocks
+from domain_embed.beir import read_passages
+from domain_embed.chunking import cut_passages, token_counter
+from domain_embed.documents import read_corpus
+from domain_embed.formats import Block, html_blocks, markdown_blocks
+from domain_embed.jsonl import read_jsonl
+from domain_embed.models import load_model
 from domain_embed.office import csv_records
 from domain_embed.reading import Document, find_files, read_files
+from domain_embed.records import record_blocks
 
 WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)
 BLOCKS = st.lists(

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from domain_embed.beir import Passage, Question, read_beir, write_beir
 from domain_embed.breakdown import clusters_of
-from domain_embed.deploy import _free_port, serve_command, served
-from domain_embed.encode import model_path
-from domain_embed.inference import Endpoint
+from domain_embed.endpoint import Endpoint
 from domain_embed.manifests import read_manifest
 from domain_embed.mining import KEPT, Candidates
+from domain_embed.models import model_path
 from domain_embed.plots import draw_queries
 from domain_embed.runs import InputError
+from domain_embed.server_process import free_port, serve_command, served
 
 
 @pytest.fixture
@@ -33,39 +33,39 @@ def other_domain(tmp_path):
     return write_beir(tmp_path / "other", passages, questions, {"test": [q.id for q in questions]})
 
 
-def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
+def test_systems_of_every_kind(tiny_run, tmp_path, other_domain):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     reranker = tmp_path / "reranker"
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1)
     BertForSequenceClassification(config).save_pretrained(reranker)
     AutoTokenizer.from_pretrained(model_path("embedded")).save_pretrained(reranker)
-    with served(serve_command(run_dir, "fp32", "mine", "127.0.0.1", _free_port()), 60) as url:
-        rows = {
+    with served(serve_command(run_dir, "fp32", "mine", "127.0.0.1", free_port()), 60) as url:
+        systems = {
             "endpoint": f"{url} mine",
             "graph": str(run_dir / "5_export/onnx/model.onnx"),
             "int8": str(run_dir / "5_export/onnx/model_int8.onnx"),
             "short": "tuned @ 64",
             "merged": "merged 0.5",
             "fused": "tuned @ 64 + bm25",
-            "rerank_top_k": f"tuned > {reranker}",
+            "reranked": f"tuned > {reranker}",
         }
-        options = [f"evaluate.systems={json.dumps(list(rows.values()))}", f"evaluate.out_of_domain_sets=[{other_domain}]", "evaluate.map_passages=40"]
+        options = [f"evaluate.systems={json.dumps(list(systems.values()))}", f"evaluate.out_of_domain_sets=[{other_domain}]", "evaluate.map_passages=40"]
         assert_ok(domain_embed("evaluate", *(word for option in options for word in ("--set", option)), run_dir))
     manifest = read_manifest(run_dir, "evaluate")
     found = manifest["metrics"]["sets"]["generated"]
-    ndcg = {name: found["systems"][row]["nDCG@10"]["mean"] for name, row in rows.items()}
+    ndcg = {name: found["systems"][system]["nDCG@10"]["mean"] for name, system in systems.items()}
     tuned = found["systems"]["tuned"]["nDCG@10"]["mean"]
-    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["rerank_top_k"] != tuned
+    assert abs(ndcg["endpoint"] - tuned) < 1e-9 and abs(ndcg["graph"] - tuned) < 1e-9 and ndcg["reranked"] != tuned
     best = pd.read_parquet(run_dir / "4_evaluate/rankings.parquet").query("rank == 1 and set == 'generated'").pivot(index="query", columns="system", values="score")
-    eight_bits = (best[rows["int8"]] - best["tuned"]).abs()
-    assert eight_bits.max() > 1e-5 and eight_bits.max() < 0.1 and (best[rows["graph"]] - best["tuned"]).abs().max() < 1e-5
-    assert found["index_mib"][rows["short"]] == pytest.approx(found["index_mib"]["tuned"] * 64 / 384)
-    assert set(manifest["timings"]["generated"]) == {"base", "tuned", *rows.values()} and all(
+    eight_bits = (best[systems["int8"]] - best["tuned"]).abs()
+    assert eight_bits.max() > 1e-5 and eight_bits.max() < 0.1 and (best[systems["graph"]] - best["tuned"]).abs().max() < 1e-5
+    assert found["index_mib"][systems["short"]] == pytest.approx(found["index_mib"]["tuned"] * 64 / 384)
+    assert set(manifest["timings"]["generated"]) == {"base", "tuned", *systems.values()} and all(
         ms > 0 for ms in manifest["timings"]["generated"].values()
     )
     assert found["beir_difference"] < 1e-5 and all(values["beir_difference"] < 1e-5 for values in manifest["metrics"]["sets"].values())
     guard = manifest["metrics"]["sets"]["guard other"]
-    assert not guard["documents_known"] and any("does not say which passages belong to one document" in remark for remark in manifest["metrics"]["remarks"])
+    assert not guard["documents_known"] and any("has no metadata.document" in remark for remark in manifest["metrics"]["remarks"])
     assert guard["guard"] and list(guard["systems"]) == ["base", "tuned"] and guard["systems"]["base"]["nDCG@10"]["mean"] == 1
     table = pd.read_parquet(run_dir / "4_evaluate/per_query.parquet")
     assert (
@@ -80,7 +80,7 @@ def test_rows_of_every_kind(tiny_run, tmp_path, other_domain):
 def test_what_cannot_be_compared_is_refused_before_anything_runs(tiny_run, tmp_path):
     run_dir = tiny_run[0]
     before = read_manifest(run_dir, "evaluate")
-    assert_refused(domain_embed("evaluate", "--set", "evaluate.systems=['bm25', 'merged 7']", run_dir), "no share between 0 and 1")
+    assert_refused(domain_embed("evaluate", "--set", "evaluate.systems=['bm25', 'merged 7']", run_dir), "no merge weight between 0 and 1")
     assert_refused(domain_embed("evaluate", "--set", f"evaluate.out_of_domain_sets=[{tmp_path}]", run_dir), f"{tmp_path}/corpus.jsonl is missing")
     secret = domain_embed("evaluate", "--set", "evaluate.systems=['https://me:secret@host/v1 model']", run_dir)
     assert_refused(secret, "without a user name")
@@ -113,11 +113,11 @@ def test_an_endpoint_that_knows_no_input_type():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     texts = ["x" * n for n in range(1, 70)]
-    vectors = Endpoint(url, "m", key="k").ask(texts, "query")
+    vectors = Endpoint(url, "m", key="k").embed(texts, "query")
     expected = np.array([[len(text), 1.0] for text in texts])
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(InputError, match="gives no vectors of the model 'wrong'"):
-        Endpoint(url, "wrong", key="k").ask(texts, "query")
+        Endpoint(url, "wrong", key="k").embed(texts, "query")
     server.shutdown()
 
 

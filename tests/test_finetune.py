@@ -7,12 +7,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import assert_ok, domain_embed, run_here, set_options
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
-from domain_embed import finetune
-from domain_embed.beir import read_jsonl
-from domain_embed.encode import load_model, model_path
+from domain_embed import trials
+from domain_embed.jsonl import read_jsonl
 from domain_embed.manifests import read_manifest
+from domain_embed.models import load_model, model_path
 from domain_embed.profiles import load_profile
 from domain_embed.runs import InputError
 from domain_embed.training_plot import Curve
@@ -54,7 +55,9 @@ def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     assert any("loss" in row for row in read_jsonl(run_dir / "3_finetune/curve.jsonl"))
     assert list(run_dir.glob("tensorboard/*/events.out.*"))
     card = (run_dir / "3_finetune/model/README.md").read_text()
-    assert "the best checkpoint's" in card and 'license: "apache-2.0"' in card and "lora_rank 4" in card
+    assert "the best checkpoint's" in card and "license: apache-2.0" in card and "`lora_rank`: 4" in card and "written by `embedded`" in card
+    metadata = ModelCard(card).data
+    assert metadata.base_model == "sentence-transformers/all-MiniLM-L6-v2" and metadata.eval_results[0].metric_value == metrics["val_ndcg@10_best"]
     tuned, base = SentenceTransformer(str(run_dir / "3_finetune/model")), load_model("embedded", 64)
     assert tuned.max_seq_length == 64 and tuned.state_dict().keys() == base.state_dict().keys()
     changed = [name for name, weight in tuned.state_dict().items() if not torch.equal(weight.cpu(), base.state_dict()[name].cpu())]
@@ -93,18 +96,18 @@ def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     run_dir, trained = shutil.copytree(tiny_run[0], tmp_path / "copy"), []
     asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'train_fraction=0.5,1']"]
 
-    def counted(settings, *more, really=finetune.tune):
+    def counted(settings, *more, really=trials.tune):
         trained.append((settings.learning_rate, settings.train_fraction))
         if len(trained) == 3:
             raise Killed
         return really(settings, *more)
 
-    with patch.object(finetune, "tune", counted), pytest.raises(Killed):
+    with patch.object(trials, "tune", counted), pytest.raises(Killed):
         run_here("finetune", run_dir, *asked)
-    with patch.object(finetune, "tune", counted):
+    with patch.object(trials, "tune", counted):
         metrics = run_here("finetune", run_dir, *asked)["metrics"]
     assert trained == [(1e-9, 0.5), (1e-9, 1.0), (1e-3, 0.5), (1e-3, 0.5), (1e-3, 1.0)]
-    whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["tried"] if t["settings"]["train_fraction"] == 1}
+    whole = {t["settings"]["learning_rate"]: t["val_ndcg@10"] for t in metrics["trials"] if t["settings"]["train_fraction"] == 1}
     assert metrics["val_ndcg@10_best"] == max(whole.values()) and metrics["kept_settings"]["train_fraction"] == 1
     assert whole[metrics["kept_settings"]["learning_rate"]] == max(whole.values())
     assert metrics["more_documents"].startswith(("More documents ", "Whether more documents "))

@@ -13,11 +13,13 @@ from conftest import run_here
 from matplotlib.backends.backend_pdf import PdfPages
 
 from domain_embed import multihop
-from domain_embed.beir import Passage, read_jsonl, read_passages
-from domain_embed.generate import Settings, estimate_offline
+from domain_embed.beir import Passage, read_passages
+from domain_embed.decisions import Decision, decide
+from domain_embed.estimate import estimate_offline
+from domain_embed.generate import Settings
+from domain_embed.jsonl import read_jsonl
 from domain_embed.manifests import read_manifest, why_run
 from domain_embed.profiles import load_profile
-from domain_embed.review import Decision, decide
 from domain_embed.runs import InputError
 
 HOSTILE = (
@@ -170,7 +172,7 @@ def test_the_recipe_s_scale_is_estimated_without_any_request(tmp_path, monkeypat
     for n in range(500):
         sections = ("".join(f"## Section {m}\n\n" + " ".join(rng.choices(words, k=150)) + ".\n\n") for m in range(5))
         (folder / f"{n}.md").write_text(f"# Document {n}\n\n" + "".join(sections))
-    for name in ("domain_embed.generate.connect", "domain_embed.generate.ask"):
+    for name in ("domain_embed.estimate.open_generator", "domain_embed.estimate.open_judge", "domain_embed.estimate.complete"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("a request was sent"))
     values = load_profile("nemotron-1b")["generate"] | {"documents": str(folder), "base_model": "embedded", "trust_remote_code": False}
     generator, judge = estimate_offline(Settings(run_dir=str(tmp_path / "run"), **values))
@@ -182,5 +184,5 @@ def test_partners_are_searched_once(monkeypatch):
     passages = [Passage(f"p{n}", f"d{n % 9}", "", f"text {n}") for n in range(90)]
     calls = []
     monkeypatch.setattr(multihop, "search", lambda *arguments, really=multihop.search: calls.append(1) or really(*arguments))
-    found = multihop.Related(passages, np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32))
-    assert all(found.partners(n) for n in range(90)) and len(calls) == 1
+    found = multihop.RelatedPassages(passages, np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32))
+    assert all(multihop.partners(found, n) for n in range(90)) and len(calls) == 1

@@ -6,7 +6,8 @@ import pytest
 from conftest import assert_ok, assert_refused, domain_embed, set_options
 from faulty_proxy import FaultyProxy
 
-from domain_embed.beir import read_jsonl, read_questions
+from domain_embed.beir import read_questions
+from domain_embed.jsonl import read_jsonl
 from domain_embed.llm import embedded_llm
 from domain_embed.manifests import read_manifest
 

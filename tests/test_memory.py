@@ -13,8 +13,8 @@ from encoders import REAL, REAL_LAYERS, REAL_VOCABULARY, random_encoder
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import MPNetConfig, MPNetModel
 
-from domain_embed.encode import load_model
 from domain_embed.memory import plan_memory
+from domain_embed.models import load_model
 from domain_embed.runs import InputError
 
 STEPS = """
@@ -23,33 +23,35 @@ from pathlib import Path
 import torch
 from domain_embed import distributed
 from domain_embed.batches import Example
-from domain_embed.nvidia_format import TrainingRow
-from domain_embed.training import Objective, Options
+from domain_embed.job import Job
+from domain_embed.loss import Objective
+from domain_embed.automodel_format import TrainingRow
+from domain_embed.training import Options
 
 def resident(field):  # bytes
     return int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 seen = {}
-def train(model, *arguments, really=processes.train):
+def train(model, *arguments, really=distributed.train):
     seen["weights"] = sum(w.numel() * w.element_size() for w in model.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     seen["before"] = resident("VmRSS")
     return really(model, *arguments)
 
-def plan(*arguments, really=processes.plan_memory):
+def plan(*arguments, really=distributed.plan_memory):
     seen["plan"] = really(*arguments)
     return seen["plan"]
 
 if __name__ == "__main__":
-    folder, piece, checkpointing = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    processes.train, processes.plan_memory = train, plan
+    folder, mini_batch_size, checkpointing = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    distributed.train, distributed.plan_memory = train, plan
     text = "the pump stops at once when water is cold " * 40
     rows = [TrainingRow(f"q{n}_0", text, f"p{n}", [(f"n{n}", 0.5)], question=f"q{n}") for n in range(8)]
     texts = {p: text for row in rows for p in (row.positive, row.negatives[0][0])}
     steps = [[Example(row, (row.negatives[0][0],)) for row in rows]] * 2
-    options = Options(learning_rate=1e-4, warmup_steps=0, weight_decay=0.0, evaluations=1, seed=0, keep="last", piece=piece)
-    job = processes.Job((str(folder / "model"), 256, "", "", False), 128, 0, steps, texts, {}, Objective(0.05, 0.0, 1.0), None, options, checkpointing)
-    processes.run_job(job, folder)
+    options = Options(learning_rate=1e-4, warmup_steps=0, weight_decay=0.0, evaluations=1, seed=0, keep="last", mini_batch_size=mini_batch_size)
+    job = Job((str(folder / "model"), 256, "", "", False), 128, 0, steps, texts, {}, Objective(0.05, 0.0, 1.0), None, options, checkpointing)
+    distributed.run_job(job, folder)
     print(json.dumps({"computed": seen["plan"].needed, "measured": resident("VmHWM") - seen["before"] + seen["weights"]}))
 """
 

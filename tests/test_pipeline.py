@@ -12,11 +12,12 @@ from conftest import COMMAND, ROOT, assert_ok, domain_embed, set_options
 
 from domain_embed.manifests import read_manifest
 from domain_embed.runs import STAGES, sha256, stage_folder
+from domain_embed.verdict import BASE_KEPT, verdict_sentence
 
 
 def test_a_run_leaves_what_it_promises(tiny_run):
     run_dir, printed = tiny_run
-    assert "nDCG@10 base" in printed and f"report: {run_dir.resolve()}/report.html" in printed
+    assert verdict_sentence(read_manifest(run_dir, "evaluate")["metrics"]) in printed and f"report: {run_dir.resolve()}/report.html" in printed
     for stage in STAGES[:5]:
         manifest = read_manifest(run_dir, stage)
         assert manifest["outputs"] and all(sha256(run_dir / name) == entry["sha256"] for name, entry in manifest["outputs"].items())
@@ -47,15 +48,23 @@ def test_ci_can_require_a_verdict(tiny_run, tmp_path):
     path = run_dir / "4_evaluate/manifest.json"
     manifest = json.loads(path.read_text())
     found = manifest["metrics"]["sets"]["generated"]["verdict"]
-    assert found["verdict"] in ("ship", "keep the base model", "not enough evidence") and found["reason"] in tiny_run[1]
+    assert found["verdict"] in ("ship", "keep the base model", "not enough evidence")
+    manifest["metrics"]["base_kept"] = False  # there would be no verdict on a tuned model
     for verdict, status in (("ship", 0), ("keep the base model", 3), ("not enough evidence", 3)):
         found["verdict"] = verdict
         path.write_text(json.dumps(manifest))
         (run_dir / "notebooks/40_evaluate.ipynb").touch()
         done = domain_embed("evaluate", "--require", "ship", run_dir)
         assert done.returncode == status and "nothing has changed, skipped" in done.stdout, done.stderr
-        assert status == 0 or f"--require ship: {verdict}" in done.stderr
-    assert "Verdict: not enough evidence" in (run_dir / "report.html").read_text()
+        assert status == 0 or f"--require ship: {verdict.capitalize()}. nDCG@10" in done.stderr
+    report = (run_dir / "report.html").read_text()
+    assert "<strong>Verdict:</strong> Not enough evidence. nDCG@10" in report and "<td>tuned</td>" in report
+    manifest["metrics"]["base_kept"] = True
+    path.write_text(json.dumps(manifest))
+    (run_dir / "notebooks/40_evaluate.ipynb").touch()
+    assert BASE_KEPT in assert_ok(domain_embed("evaluate", run_dir))
+    report = (run_dir / "report.html").read_text()
+    assert BASE_KEPT in report and "<td>tuned</td>" not in report
 
 
 def test_papermill_by_hand_does_the_same(tiny_run, tmp_path):

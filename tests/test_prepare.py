@@ -10,10 +10,11 @@ import pytest
 from beir.datasets.data_loader import GenericDataLoader
 from conftest import run_here
 
+from domain_embed.automodel_format import read_training
 from domain_embed.batches import label_batch, plan_batches
 from domain_embed.beir import Passage, Question, read_beir, read_passages, read_questions, write_beir, write_questions
-from domain_embed.encode import encode, load_model, workers
-from domain_embed.nvidia_format import read_training
+from domain_embed.encode import encode, process_pool
+from domain_embed.models import load_model
 from domain_embed.runs import InputError
 
 PARTS = (
@@ -102,7 +103,7 @@ def test_what_is_written_agrees_with_itself_and_beir_reads_it(pairs, tmp_path):
         kept == {(r["question_id"].rpartition("_")[0], n["id"]) for r in content for n in r["neg_doc"]} and len(kept) == metrics["candidates"]["kept"]
     )
     likely = [json.loads(line) for line in (folder / "likely_positives.jsonl").read_text().splitlines()]
-    assert len(likely) == (scores["verdict"] == "above the threshold").sum() > 0 and likely == sorted(likely, key=lambda r: -r["share"])
+    assert len(likely) == (scores["verdict"] == "above the threshold").sum() > 0 and likely == sorted(likely, key=lambda r: -r["score_ratio"])
     for row in content:
         assert not {n["id"] for n in row["neg_doc"]} & {m["id"] for m in (*row["masked_doc"], *row["pos_doc"])}
     corpus, queries, qrels = GenericDataLoader(str(folder / "eval_beir")).load("test")
@@ -141,7 +142,7 @@ def test_a_test_that_is_set_aside_stays_so_with_its_grades(pairs, tmp_path):
 @pytest.mark.slow
 def test_two_processes_give_the_same_vectors():
     model, texts = load_model("embedded", 64), [f"{part} number {n}" for n, part in enumerate(PARTS)]
-    with workers(model, ["cpu", "cpu"]) as pool:
+    with process_pool(model, ["cpu", "cpu"]) as pool:
         together = encode(model, texts, "query", pool=pool)
     assert np.allclose(together, encode(model, texts, "query"), atol=1e-6)
 
@@ -211,7 +212,7 @@ def test_more_equal_questions_than_a_search_looks_at_are_all_taken_out(pairs, tm
     frozen = write_beir(tmp_path / "frozen", passages, [Question("new", "how is it cleaned", "factual", ["tank#0"], "tank")], {"test": ["new"]})
     metrics = prepare(tmp_path / "run", folder, f"frozen_test={frozen}", "max_leak=0", "val_fraction=0", "max_positives=9")["metrics"]
     texts = set(read_beir(tmp_path / "run/2_prepare/eval_beir", "train").queries.values())
-    assert metrics["leaking_share_left"] == 0 and metrics["taken_out"]["training questions"] > 100 and "how is it cleaned" not in texts
+    assert metrics["leaking_fraction_left"] == 0 and metrics["taken_out"]["training questions"] > 100 and "how is it cleaned" not in texts
 
 
 def test_questions_that_fail_the_round_trip_are_tested_and_not_trained_on(tiny_run, tmp_path):
@@ -233,7 +234,7 @@ def test_the_threshold_decides_what_is_trained_on(pairs, tmp_path):
         prepare(tmp_path / "run", pairs, "max_leak=1", f"max_positive_fraction={fraction}", *others)
         rows, texts = read_training(tmp_path / "run/2_prepare/train.json")
         plan = plan_batches(rows, dict.fromkeys(texts, 1), 4, 0, 8, 1, seed=0)
-        batches = [(sorted((e.row.id, e.candidates) for e in batch), label_batch(batch, {})[1].tolist()) for batch in plan]
+        batches = [(sorted((e.row.id, e.negatives) for e in batch), label_batch(batch, {})[1].tolist()) for batch in plan]
         trained[fraction, others] = ([(r.id, r.negatives, r.masked) for r in rows], batches)
     first, *changed = trained.values()
     assert all(rows != first[0] and batches != first[1] for rows, batches in changed)

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, assert_ok, domain_embed, set_options
 
-from domain_embed.beir import read_beir, read_jsonl
+from domain_embed.beir import read_beir
+from domain_embed.jsonl import read_jsonl
 from domain_embed.manifests import read_manifest
 from domain_embed.runs import STAGES
 
