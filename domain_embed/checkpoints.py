@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeepBest', 'remove_unfinished']
 
-# %% ../nbs/312_checkpoints.ipynb #ae4295fa
+# %% ../nbs/312_checkpoints.ipynb #04518529
 import shutil
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .validation import METRIC
 
-# %% ../nbs/312_checkpoints.ipynb #e205298c
+# %% ../nbs/312_checkpoints.ipynb #74d32525
 class KeepBest(TrainerCallback):
     "Save the weights at each new best validation, and stop a training that no longer improves."
 
@@ -44,7 +44,7 @@ class KeepBest(TrainerCallback):
         "Load the best weights into the model."
         self.model.load_state_dict(torch.load(self.path, map_location=self.model.device, weights_only=True))
 
-# %% ../nbs/312_checkpoints.ipynb #0b074e04
+# %% ../nbs/312_checkpoints.ipynb #3c3fd40a
 def remove_unfinished(
     folder: Path,  # folder of checkpoints
 ) -> None:

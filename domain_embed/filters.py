@@ -7,7 +7,7 @@ __all__ = ['MIN_WORDS', 'MAX_WORDS', 'DISTINCT_WORDS', 'OTHER_LANGUAGE', 'OWN_LA
            'copied_words', 'invents_name', 'in_other_language', 'round_trip', 'repeated_questions', 'problem_of',
            'filter_questions', 'funnel']
 
-# %% ../nbs/14_filters.ipynb #4d6dc3fe
+# %% ../nbs/14_filters.ipynb #de2161ad
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .multihop import identifiers
 from .prompts import load_prompts
 from .search import top_k
 
-# %% ../nbs/14_filters.ipynb #3698835a
+# %% ../nbs/14_filters.ipynb #ce2cd071
 MIN_WORDS, MAX_WORDS = 2, 40
 DISTINCT_WORDS = 0.6  # a question of six words or more repeats itself if a smaller fraction of them is distinct
 
@@ -42,7 +42,7 @@ def wording_problem(
         return "repeats itself"
     return ""
 
-# %% ../nbs/14_filters.ipynb #b4a129cb
+# %% ../nbs/14_filters.ipynb #53bbeb09
 def copied_words(
     question: str,
     passage: str,
@@ -55,7 +55,7 @@ def copied_words(
             longest += 1
     return longest
 
-# %% ../nbs/14_filters.ipynb #25eee2fc
+# %% ../nbs/14_filters.ipynb #b8728a6c
 def invents_name(
     question: str,
     passages: Sequence[Passage],  # of the question
@@ -64,7 +64,7 @@ def invents_name(
     text = "\n".join(p.content for p in passages).lower()
     return any(name.lower().removesuffix("()") not in text for name in identifiers(question))
 
-# %% ../nbs/14_filters.ipynb #744a6c9c
+# %% ../nbs/14_filters.ipynb #90df9178
 OTHER_LANGUAGE = 0.6  # least probability of another language
 OWN_LANGUAGE = 0.02  # probability of the passage's language that excludes it
 
@@ -81,7 +81,7 @@ def in_other_language(
         and probabilities.get(language, 1.0) < OWN_LANGUAGE
     )
 
-# %% ../nbs/14_filters.ipynb #4f7ee249
+# %% ../nbs/14_filters.ipynb #dd8f142d
 def round_trip(
     questions: Sequence[Question],
     passages: Sequence[Passage],  # the whole corpus
@@ -104,7 +104,7 @@ def round_trip(
     by_bm25 = bm25_top_k([q.text for q in questions], bm25_index([p.content for p in passages]), k)[1]
     return found(by_model), found(by_bm25)
 
-# %% ../nbs/14_filters.ipynb #e0c46116
+# %% ../nbs/14_filters.ipynb #4fec3251
 def repeated_questions(
     questions: Sequence[Question],
     vectors: np.ndarray,  # (questions, dimensions), unit rows
@@ -126,7 +126,7 @@ def repeated_questions(
             repeated.add(n)
     return {questions[n].id for n in repeated}
 
-# %% ../nbs/14_filters.ipynb #9cb9cc7d
+# %% ../nbs/14_filters.ipynb #88e861fa
 FILTERS = ("wording", "language", "copying", "names", "round_trip", "duplicates")  # values of generate.filters
 
 
@@ -154,7 +154,7 @@ def problem_of(
         problem = "invents a name"
     return problem
 
-# %% ../nbs/14_filters.ipynb #dc86dfc9
+# %% ../nbs/14_filters.ipynb #d27b0f6f
 def filter_questions(
     questions: Sequence[Question],  # with `round_trip` if it was computed
     passages: dict[str, Passage],  # by id
@@ -178,7 +178,7 @@ def filter_questions(
     )
     return dropped | dict.fromkeys(repeated, "asked before")
 
-# %% ../nbs/14_filters.ipynb #a7a1c64a
+# %% ../nbs/14_filters.ipynb #728ca3b0
 FUNNEL = (
     "too short", "too long", "mentions the passage", "repeats itself", "another language", "copies the passage", "invents a name",
     "asked before", "judged below the threshold", "not judged", "rejected in review", "more than wanted",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Settings', 'run_generate']
 
-# %% ../nbs/10_generate.ipynb #cbd40a6e
+# %% ../nbs/10_generate.ipynb #4a44fb1e
 from dataclasses import dataclass
 
 from .corpus import load_corpus
@@ -15,7 +15,7 @@ from .parameters import StageSettings
 from .question_files import all_metrics, write_files
 from .rounds import ask_until_enough, choose_prompt_style, open_cache, open_generator
 
-# %% ../nbs/10_generate.ipynb #28b1e237
+# %% ../nbs/10_generate.ipynb #239d5d98
 @dataclass(frozen=True)
 class Settings(StageSettings):
     "The settings of stage 1."
@@ -63,7 +63,7 @@ class Settings(StageSettings):
         "Raise `InputError` for settings that are impossible, alone or together."
         check_settings(self)
 
-# %% ../nbs/10_generate.ipynb #9d647a65
+# %% ../nbs/10_generate.ipynb #88f85a07
 def run_generate(
     settings: Settings,
 ) -> dict:  # the stage's manifest

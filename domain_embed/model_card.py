@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'hub_name', 'licence_of', 'card_facts', 'card_data', 'save_with_card']
 
-# %% ../nbs/39_model_card.ipynb #7e96f61d
+# %% ../nbs/39_model_card.ipynb #6ef205b7
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,7 @@ from .training_data import TrainingData
 from .tuning import TrainingResult
 from .validation import Validation
 
-# %% ../nbs/39_model_card.ipynb #9856bb84
+# %% ../nbs/39_model_card.ipynb #e7b1683e
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -31,7 +31,7 @@ def hub_name(
         return EMBEDDED
     return None if Path(base_model).is_dir() else base_model.partition("@")[0]
 
-# %% ../nbs/39_model_card.ipynb #e017514b
+# %% ../nbs/39_model_card.ipynb #6550be5d
 def licence_of(
     base_model: str,  # a folder, a name on the hub, or embedded
 ) -> dict[str, str]:  # "license" and, for an uncommon licence, "license_name" and "license_link"
@@ -43,14 +43,14 @@ def licence_of(
         card = {}
     return {"license": "unknown"} | {name: str(card[name]) for name in ("license", "license_name", "license_link") if card.get(name)}
 
-# %% ../nbs/39_model_card.ipynb #8129b1d1
+# %% ../nbs/39_model_card.ipynb #9aedf755
 def _weights(settings: StageSettings, result: TrainingResult) -> str:
     "Describe which weights were kept."
     if settings.merge:
         return f"weighted mean of the base model and the {settings.checkpoint} checkpoint, with merge weight {result.merge_weight:g}, chosen in validation"
     return f"the {settings.checkpoint} checkpoint's"
 
-# %% ../nbs/39_model_card.ipynb #c67f90f1
+# %% ../nbs/39_model_card.ipynb #ec070a25
 def card_facts(
     settings: StageSettings,  # of this training
     data: TrainingData,
@@ -64,7 +64,7 @@ def card_facts(
         scores = f"base model {data.base_score:.4f}, this model {result.scores.mean():.4f}"
         validation = f"nDCG@10 of {len(result.scores)} questions: {scores}. The gain on questions of people is measured in stage 4."
     return {
-        "Base model": f"`{settings.base_model}`",
+        "Base model": f"`{hub_name(settings.base_model) or Path(settings.base_model).name}`",
         "Training data": f"{result.rows:,} training rows with questions about {result.passages:,} passages of one set of documents",
         "Questions": writer,
         "Weights": _weights(settings, result),
@@ -73,7 +73,7 @@ def card_facts(
         "Licence of the base model": f"{licence.get('license_name', licence['license'])}. Check whether it covers this model too, and whether the documents may be used in this way.",
     }
 
-# %% ../nbs/39_model_card.ipynb #e0f95d60
+# %% ../nbs/39_model_card.ipynb #8da949c5
 def card_data(
     settings: StageSettings,
     data: TrainingData,
@@ -98,7 +98,7 @@ def card_data(
         card.eval_results_dict = {Validation(data.dev): {"ndcg@10": float(result.scores.mean())}}
     return card
 
-# %% ../nbs/39_model_card.ipynb #d1fa0f7a
+# %% ../nbs/39_model_card.ipynb #06390868
 def save_with_card(
     folder: Path,  # gets the model and its README.md
     settings: StageSettings,  # of this training

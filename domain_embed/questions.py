@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PILOT', 'draw_question_types', 'plan', 'question_id', 'collect', 'choose_style']
 
-# %% ../nbs/13_questions.ipynb #1efe35ce
+# %% ../nbs/13_questions.ipynb #b58119ff
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 
-from .beir import Passage, Question
+from .beir import Question
 from .completion import Answer, complete
 from .json_replies import one_line, one_of, read_objects
 from .llm import LLM
@@ -24,7 +24,7 @@ from .question_prompts import REASONING, QuestionRequest, few_shot_prompt, instr
 from .responses import ResponseCache
 from .runs import InputError
 
-# %% ../nbs/13_questions.ipynb #90203d52
+# %% ../nbs/13_questions.ipynb #4c6c4d80
 def draw_question_types(
     fractions: dict[str, float],  # type → fraction; they need not sum to 1
     number: int,  # types wanted
@@ -36,7 +36,7 @@ def draw_question_types(
     points = (draw(seed) + np.arange(number)) / number * ends[-1]
     return [question_types[n] for n in np.searchsorted(ends, points, side="right")]
 
-# %% ../nbs/13_questions.ipynb #93e5687e
+# %% ../nbs/13_questions.ipynb #90232583
 def _by_instruction(
     related: RelatedPassages,
     index: int,
@@ -60,7 +60,7 @@ def _by_instruction(
         )
     return requests
 
-# %% ../nbs/13_questions.ipynb #0d0318ac
+# %% ../nbs/13_questions.ipynb #9e8bbe57
 def plan(
     indices: Sequence[int],  # of the passages to ask about
     related: RelatedPassages,  # all passages
@@ -87,7 +87,7 @@ def plan(
             requests += _by_instruction(related, index, wanted, fractions, prompt_style, seed)
     return requests
 
-# %% ../nbs/13_questions.ipynb #e252bfc6
+# %% ../nbs/13_questions.ipynb #95420352
 def question_id(
     text: str,
     positives: Sequence[str],  # ids of passages
@@ -95,7 +95,7 @@ def question_id(
     "Return the id of a question, which depends only on its text and its passages."
     return "q" + sha256("\0".join([text, *positives]).encode()).hexdigest()[:12]
 
-# %% ../nbs/13_questions.ipynb #30ca990f
+# %% ../nbs/13_questions.ipynb #fd4ed1a3
 def _items(request: QuestionRequest, answers: Sequence[Answer]) -> list[dict[str, Any]]:  # each with "question"
     "Return the raw questions in the answers to a request."
     if request.job.problem:  # JSON: one reply with all questions
@@ -112,7 +112,7 @@ def _items(request: QuestionRequest, answers: Sequence[Answer]) -> list[dict[str
         if text.strip()
     ]
 
-# %% ../nbs/13_questions.ipynb #153094e5
+# %% ../nbs/13_questions.ipynb #a2192744
 def _question(item: dict[str, Any], question_type: str, request: QuestionRequest) -> Question:
     "Convert a raw question; values that are not allowed are replaced by defaults."
     text = one_line(item["question"])
@@ -129,7 +129,7 @@ def _question(item: dict[str, Any], question_type: str, request: QuestionRequest
         complexity if type(complexity) is int and 1 <= complexity <= 5 else 0,
     )
 
-# %% ../nbs/13_questions.ipynb #6703568d
+# %% ../nbs/13_questions.ipynb #6d90704b
 def collect(
     requests: Sequence[QuestionRequest],
     answers: Sequence[list[Answer]],  # to each request's job
@@ -145,7 +145,7 @@ def collect(
             failed.append({"passages": [p.id for p in request.passages], "reason": reason})
     return list({q.id: q for q in questions if q.text}.values()), failed
 
-# %% ../nbs/13_questions.ipynb #a5fdcdd7
+# %% ../nbs/13_questions.ipynb #e4fdeb99
 PILOT = 6  # passages that styles are tried on
 
 
@@ -155,9 +155,7 @@ def choose_style(
     prompt_style: PromptStyle,  # its `style` is replaced
     requests_for: Callable[[PromptStyle], list[QuestionRequest]],  # the requests for the pilot's passages in a style
     retrieved: Callable[[list[Question]], float],  # fraction of questions that retrieve their passages
-) -> tuple[
-    PromptStyle, dict[str, float]
-]:  # the best; style → fraction of wanted questions that retrieve their passages
+) -> tuple[PromptStyle, dict[str, float]]:  # the best; style → fraction of questions that retrieve their passages
     "Try prompt styles and choose the one with the most questions that retrieve their passages."
     yields: dict[str, float] = {}
     for style in ("json_schema", "json", "few_shot"):

@@ -6,7 +6,7 @@
 __all__ = ['ROUNDS', 'EXPECTED_YIELD', 'open_generator', 'open_judge', 'open_cache', 'retrieved_fraction', 'choose_prompt_style',
            'make_slots', 'plan_slots', 'GenerationResult', 'filter_answers', 'next_slots', 'ask_until_enough']
 
-# %% ../nbs/102_rounds.ipynb #5ecf08ce
+# %% ../nbs/102_rounds.ipynb #58fd66de
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,18 +30,22 @@ from .question_prompts import QuestionRequest
 from .questions import PILOT, choose_style, collect, plan
 from .responses import ResponseCache
 
-# %% ../nbs/102_rounds.ipynb #fe7704b1
+# %% ../nbs/102_rounds.ipynb #31cd6ed3
+def _llm_options(settings: Any) -> dict[str, float]:
+    "Return the limits and prices of LLM requests."
+    names = ("concurrency", "retries", "timeout", "input_price", "output_price")
+    return {name: getattr(settings, f"llm_{name}") for name in names}
+
+# %% ../nbs/102_rounds.ipynb #81a66003
 @contextmanager
 def open_generator(
     settings: Any,  # of stage 1: llm, llm_*
 ) -> Iterator[LLM]:
     "Open the LLM that writes questions; a local server is stopped at the end."
-    limits = {"concurrency": settings.llm_concurrency, "retries": settings.llm_retries, "timeout": settings.llm_timeout}
-    prices = {"input_price": settings.llm_input_price, "output_price": settings.llm_output_price}
-    with open_llm(settings.llm, settings.llm_base_url, settings.llm_api_key_env, **limits, **prices) as llm:
+    with open_llm(settings.llm, settings.llm_base_url, settings.llm_api_key_env, **_llm_options(settings)) as llm:
         yield llm
 
-# %% ../nbs/102_rounds.ipynb #0127d0d1
+# %% ../nbs/102_rounds.ipynb #8201e454
 def open_judge(
     settings: Any,  # of stage 1: judge_*, llm_*
     generator: LLM,
@@ -50,28 +54,16 @@ def open_judge(
     if settings.judge_llm in ("", "generator"):
         return generator if settings.judge_llm else None
     base_url = settings.judge_base_url or settings.llm_base_url
-    judge = connect(
-        settings.judge_llm,
-        base_url,
-        settings.judge_api_key_env,
-        concurrency=settings.llm_concurrency,
-        retries=settings.llm_retries,
-    )
-    return replace(
-        judge,
-        timeout=settings.llm_timeout,
-        input_price=settings.llm_input_price,
-        output_price=settings.llm_output_price,
-    )
+    return connect(settings.judge_llm, base_url, settings.judge_api_key_env, **_llm_options(settings))
 
-# %% ../nbs/102_rounds.ipynb #f517895c
+# %% ../nbs/102_rounds.ipynb #9d10339d
 def open_cache(
     run_dir: str | Path,
 ) -> ResponseCache:
     "Open the cache of a run's LLM replies."
     return ResponseCache(Path(run_dir) / "cache" / "replies.jsonl")
 
-# %% ../nbs/102_rounds.ipynb #964a5d31
+# %% ../nbs/102_rounds.ipynb #593cab3e
 def retrieved_fraction(
     questions: Sequence[Question],
     corpus: PassageCorpus,
@@ -81,15 +73,13 @@ def retrieved_fraction(
     vectors = encode(corpus.model, [q.text for q in questions], "query")
     return float(np.mean(np.logical_or(*round_trip(questions, corpus.passages, vectors, corpus.vectors, k))))
 
-# %% ../nbs/102_rounds.ipynb #55f9007f
+# %% ../nbs/102_rounds.ipynb #81f030f6
 def choose_prompt_style(
     settings: Any,  # of stage 1
     corpus: PassageCorpus,
     llm: LLM,
     cache: ResponseCache,
-) -> tuple[
-    PromptStyle, dict[str, float]
-]:  # style → fraction of wanted questions that retrieve their passages; {} if none was tried
+) -> tuple[PromptStyle, dict[str, float]]:  # the second: as `choose_style`, or {} if none was tried
     "Return the prompt style of a run, tried out if it is `auto`."
     queries = read_queries(settings.query_examples) if settings.query_examples else ()
     prompt_style = PromptStyle(settings.prompt_style, settings.llm_max_tokens, settings.seed, settings.prompts, queries)
@@ -97,22 +87,18 @@ def choose_prompt_style(
         return replace(prompt_style, style="few_shot"), {}
     if settings.prompt_style != "auto":
         return prompt_style, {}
-    single = {name: fraction for name, fraction in settings.question_types.items() if name != MULTI_HOP} or {
-        "factual": 1.0
-    }
+    single = {name: fraction for name, fraction in settings.question_types.items() if name != MULTI_HOP}
 
     def requests_for(style: PromptStyle) -> list[QuestionRequest]:
-        return plan(corpus.order[:PILOT], corpus.related, single, settings.questions_per_passage, style)
+        pilot, types = corpus.order[:PILOT], single or {"factual": 1.0}
+        return plan(pilot, corpus.related, types, settings.questions_per_passage, style)
 
-    return choose_style(
-        llm,
-        cache,
-        prompt_style,
-        requests_for,
-        lambda questions: retrieved_fraction(questions, corpus, settings.round_trip_k),
-    )
+    def retrieved(questions: list[Question]) -> float:
+        return retrieved_fraction(questions, corpus, settings.round_trip_k)
 
-# %% ../nbs/102_rounds.ipynb #91a7c0f0
+    return choose_style(llm, cache, prompt_style, requests_for, retrieved)
+
+# %% ../nbs/102_rounds.ipynb #ea0369e3
 ROUNDS = 5  # rounds, at most
 EXPECTED_YIELD = 0.5  # fraction of questions expected to be trainable, before any is known
 
@@ -124,7 +110,7 @@ def make_slots(
     "List what may be asked, in order."
     return [(number, index) for number in range(rounds) for index in corpus.order]
 
-# %% ../nbs/102_rounds.ipynb #e23d90db
+# %% ../nbs/102_rounds.ipynb #6e9b3795
 def plan_slots(
     settings: Any,  # of stage 1: question_types, questions_per_passage
     corpus: PassageCorpus,
@@ -135,12 +121,11 @@ def plan_slots(
     requests: list[QuestionRequest] = []
     for number in range(ROUNDS):
         indices = [index for own_round, index in slots if own_round == number]
-        requests += plan(
-            indices, corpus.related, settings.question_types, settings.questions_per_passage, prompt_style, number
-        )
+        types, per_passage = settings.question_types, settings.questions_per_passage
+        requests += plan(indices, corpus.related, types, per_passage, prompt_style, number)
     return requests
 
-# %% ../nbs/102_rounds.ipynb #c1979401
+# %% ../nbs/102_rounds.ipynb #a56faa44
 @dataclass
 class GenerationResult:
     "All requests so far, and their outcome."
@@ -163,7 +148,7 @@ class GenerationResult:
         "The kept questions that do not fail the round trip; a target counts them."
         return [question for question in self.kept if question.round_trip is not False]
 
-# %% ../nbs/102_rounds.ipynb #c54f1b21
+# %% ../nbs/102_rounds.ipynb #5946ca31
 def _add_round_trip(
     settings: Any, corpus: PassageCorpus, questions: list[Question], vectors: np.ndarray
 ) -> tuple[list[Question], np.ndarray, np.ndarray]:  # questions, found by the model, found by BM25
@@ -178,7 +163,7 @@ def _add_round_trip(
         ]
     return questions, by_model, by_bm25
 
-# %% ../nbs/102_rounds.ipynb #78631a28
+# %% ../nbs/102_rounds.ipynb #d82d3e25
 def _add_scores(
     settings: Any,
     corpus: PassageCorpus,
@@ -196,7 +181,7 @@ def _add_scores(
     scores = {question.id: question.scores for question in scored}
     return [replace(question, scores=scores.get(question.id, {})) for question in questions], dropped | below
 
-# %% ../nbs/102_rounds.ipynb #a29e4c6d
+# %% ../nbs/102_rounds.ipynb #ec05634d
 def filter_answers(
     settings: Any,  # of stage 1
     corpus: PassageCorpus,
@@ -218,7 +203,7 @@ def filter_answers(
     questions, dropped = apply_decisions(questions, dropped, decisions)
     return GenerationResult(requests, answers, questions, unanswered, dropped, by_model, by_bm25)
 
-# %% ../nbs/102_rounds.ipynb #8d10a925
+# %% ../nbs/102_rounds.ipynb #950d9dc0
 def next_slots(
     settings: Any,  # of stage 1: num_questions, questions_per_passage
     trainable: int,  # questions so far
@@ -228,7 +213,7 @@ def next_slots(
     yield_so_far = max(0.05, trainable / (used * settings.questions_per_passage)) if used else EXPECTED_YIELD
     return ceil(1.1 * (settings.num_questions - trainable) / (yield_so_far * settings.questions_per_passage))
 
-# %% ../nbs/102_rounds.ipynb #e6648b32
+# %% ../nbs/102_rounds.ipynb #f93d85b6
 def ask_until_enough(
     settings: Any,  # of stage 1
     corpus: PassageCorpus,
@@ -246,9 +231,8 @@ def ask_until_enough(
         new = plan_slots(settings, corpus, prompt_style, slots[used : used + count])
         answers = complete(llm, [request.job for request in new], cache, settings.max_budget)
         used += count
-        result = filter_answers(
-            settings, corpus, prompt_style, result.requests + new, result.answers + answers, judge, cache
-        )
+        requests, answers = result.requests + new, result.answers + answers
+        result = filter_answers(settings, corpus, prompt_style, requests, answers, judge, cache)
         if any("budget" in answer.reason for own in result.answers for answer in own):
             break
     if target:
