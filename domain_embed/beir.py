@@ -36,12 +36,7 @@ class Passage:
 # %% ../nbs/01_beir.ipynb #f91a7c87
 def _passage_record(passage: Passage) -> dict:
     "Return a passage as a line of a BEIR corpus."
-    more = {
-        "document": passage.document,
-        "group": passage.group,
-        "language": passage.language,
-        "links": passage.links,
-    }
+    more = {"document": passage.document, "group": passage.group, "language": passage.language, "links": passage.links}
     metadata = {name: value for name, value in more.items() if value}
     return {"_id": passage.id, "title": passage.title, "text": passage.text, "metadata": metadata}
 

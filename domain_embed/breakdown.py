@@ -39,9 +39,7 @@ def _with_groups(passages: list[Passage]) -> list[Passage]:
     return [replace(p, group=passages[n].id) for p, n in zip(passages, first, strict=True)]
 
 # %% ../nbs/42_breakdown.ipynb #2fda5bda
-def clusters_of(
-    test: RetrievalSet,
-) -> list[str]:  # name of each query's cluster
+def clusters_of(test: RetrievalSet) -> list[str]:  # name of each query's cluster
     "Assign every query to a cluster of dependent queries."
     relevant = _relevant_passages(test)
     first = {query: max(found, key=lambda p: test.qrels[query][p]) for query, found in relevant.items()}

@@ -98,8 +98,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../nbs/72_command_line.ipynb #4c4f2f88
-def parse_arguments(
-    arguments: list[str],
-) -> argparse.Namespace:
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     "Parse the command line."
     return parser().parse_args(["--estimate-offline" if word == "--estimate=offline" else word for word in arguments])

@@ -29,10 +29,7 @@ from .runs import InputError
 MIN_PASSAGE_WORDS = 8
 
 
-def eligible_passages(
-    passages: Sequence[Passage],
-    seed: int,
-) -> list[int]:  # indices, in random order
+def eligible_passages(passages: Sequence[Passage], seed: int) -> list[int]:  # indices, in random order
     "Return the passages that questions may be asked about."
     usable = [index for index, p in enumerate(passages) if p.group == p.id and len(words(p.text)) >= MIN_PASSAGE_WORDS]
     return sorted(usable or range(len(passages)), key=lambda index: draw(seed, passages[index].id))

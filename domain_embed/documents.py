@@ -32,9 +32,7 @@ def _identifier() -> py3langid.langid.LanguageIdentifier:
     return py3langid.langid.LanguageIdentifier.from_model_file(py3langid.langid.MODEL_FILE, norm_probs=True)
 
 # %% ../nbs/11_documents.ipynb #82f0b1d8
-def languages(
-    text: str,
-) -> dict[str, float]:  # ISO 639 code → probability, highest first
+def languages(text: str) -> dict[str, float]:  # ISO 639 code → probability, highest first
     "Estimate the languages of a text."
     return {code: float(probability) for code, probability in _identifier().rank(text[:LANGUAGE_CHARACTERS])}
 

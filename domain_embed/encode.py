@@ -21,10 +21,7 @@ from sentence_transformers import SentenceTransformer
 from .runs import progress
 
 # %% ../nbs/02_encode.ipynb #bce66af6
-def token_lengths(
-    model: SentenceTransformer,
-    texts: Sequence[str],
-) -> np.ndarray:  # int64 (len(texts),)
+def token_lengths(model: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:  # int64 (len(texts),)
     "Count the tokens of each text, up to the model's maximum length."
     if not len(texts):
         return np.zeros(0, dtype=np.int64)
@@ -150,9 +147,7 @@ SHARD = 1_024  # texts of one file
 
 
 def _missing(
-    folder: Path,
-    keys: Sequence[bytes],
-    texts: Sequence[str],
+    folder: Path, keys: Sequence[bytes], texts: Sequence[str]
 ) -> dict[bytes, str]:  # hash → text, longest first
     "Select the texts that are in no file of a folder; shards of an unfinished run do not count."
     known = {key for path, stored in _stored(folder) if not path.name.startswith("shard-") for key in stored}

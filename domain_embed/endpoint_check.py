@@ -42,8 +42,7 @@ def evaluated_vectors(
 
 # %% ../nbs/63_endpoint_check.ipynb #c5396cb6
 def endpoint_vectors(
-    endpoint: Endpoint,
-    test: RetrievalSet,
+    endpoint: Endpoint, test: RetrievalSet
 ) -> tuple[np.ndarray, np.ndarray]:  # vectors of queries, of passages
     "Request the vectors of a test set."
     queries = endpoint.embed(list(test.queries.values()), "query")

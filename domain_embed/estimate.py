@@ -39,9 +39,7 @@ def expected_requests(
     return plan_slots(settings, corpus, prompt_style, make_slots(ROUNDS, corpus)[:count])
 
 # %% ../nbs/103_estimate.ipynb #2a209e64
-def select_pilot(
-    requests: Sequence[QuestionRequest],
-) -> list[QuestionRequest]:
+def select_pilot(requests: Sequence[QuestionRequest]) -> list[QuestionRequest]:
     "Select a few requests, evenly spaced."
     return list(requests[:: max(1, len(requests) // PILOT)][:PILOT])
 

@@ -77,7 +77,7 @@ def run_evaluate(
         if not stage.done:
             sets = read_sets(stage, set_folders(settings.run_dir, settings.test_set, settings.out_of_domain_sets))
             record_models(stage, others)
-            merge_weight = read_manifest(settings.run_dir, "finetune")["metrics"]["merge_share"]
+            merge_weight = read_manifest(settings.run_dir, "finetune")["metrics"]["merge_weight"]
             stage.metrics |= {"deciding": "human" if settings.test_set else "generated", "base_kept": merge_weight == 0, "sets": {}}
             _evaluate_sets(stage, settings, sets, others)
             untrained = [system.name for system in others if not system.trained]

@@ -15,9 +15,7 @@ from .runs import InputError, stage_folder
 from .systems import System
 
 # %% ../nbs/49_evaluation_sets.ipynb #33ebc2ff
-def out_of_domain_folders(
-    folders: Sequence[str],
-) -> dict[str, Path]:  # "guard …" → folder
+def out_of_domain_folders(folders: Sequence[str]) -> dict[str, Path]:  # "guard …" → folder
     "Name the out-of-domain sets by the shortest distinct ends of their paths."
     paths, parts = [Path(folder) for folder in dict.fromkeys(folders)], 1
     while len(names := {f"guard {'/'.join(path.parts[-parts:])}": path for path in paths}) < len(paths):
@@ -52,9 +50,7 @@ def read_sets(
     return {name: read_beir(stage.read(folder)) for name, folder in folders.items()}
 
 # %% ../nbs/49_evaluation_sets.ipynb #4c805cec
-def local_files(
-    systems: Sequence[System],
-) -> list[Path]:  # sorted
+def local_files(systems: Sequence[System]) -> list[Path]:  # sorted
     "Return the existing files and folders of the models that systems name."
     models = {source.words[0] for system in systems for source in system.sources}
     rerankers = {system.reranker for system in systems if system.reranker}
@@ -62,10 +58,7 @@ def local_files(
     return sorted(path for path in map(Path, names) if path.exists())
 
 # %% ../nbs/49_evaluation_sets.ipynb #837940a7
-def record_models(
-    stage: Stage,
-    systems: Sequence[System],
-) -> None:
+def record_models(stage: Stage, systems: Sequence[System]) -> None:
     "Record the models and graphs that systems name as inputs. Raises `InputError` for an outdated export."
     exported = stage_folder(stage.run_dir, "export").resolve()
     for path in local_files(systems):
@@ -73,4 +66,6 @@ def record_models(
         if path.resolve().is_relative_to(exported):
             parameters = read_manifest(stage.run_dir, "export")["parameters"]
             if why := why_run(stage.run_dir, "export", parameters):
-                raise InputError(f"system {str(path)!r} is of another tuned model ({why}): run `domain-embed export {stage.run_dir}` first")
+                raise InputError(
+                    f"system {str(path)!r} is of another tuned model ({why}): run `domain-embed export {stage.run_dir}` first"
+                )

@@ -43,10 +43,7 @@ def wording_problem(
     return ""
 
 # %% ../nbs/14_filters.ipynb #53bbeb09
-def copied_words(
-    question: str,
-    passage: str,
-) -> int:  # words
+def copied_words(question: str, passage: str) -> int:  # words
     "Return the length of the longest run of words that a question copies from a passage."
     own, other = words(question), f" {' '.join(words(passage))} "
     longest = 0

@@ -57,9 +57,7 @@ class Settings(StageSettings):
     seed: int
 
 # %% ../nbs/30_finetune.ipynb #ed63b91f
-def run_finetune(
-    settings: Settings,
-) -> dict:  # the stage's manifest
+def run_finetune(settings: Settings) -> dict:  # the stage's manifest
     "Fine-tune the base model on the training rows of a run."
     check_settings(settings)
     run_dir = Path(settings.run_dir)

@@ -64,9 +64,7 @@ class Settings(StageSettings):
         check_settings(self)
 
 # %% ../nbs/10_generate.ipynb #88f85a07
-def run_generate(
-    settings: Settings,
-) -> dict:  # the stage's manifest
+def run_generate(settings: Settings) -> dict:  # the stage's manifest
     "Write questions about documents into the stage's folder."
     settings.check()
     with open_stage(settings.run_dir, "generate", settings.parameters()) as stage:

@@ -32,10 +32,10 @@ def _finetune(metrics: dict) -> str:
     size = f"{metrics['steps']} steps of {metrics['batch_size']} training rows"
     if metrics["val_ndcg@10_base"] is None:
         return f"{size}; no validation: the last checkpoint is kept{_cut(metrics)}"
-    weight = metrics["merge_share"]
+    weight = metrics["merge_weight"]
     kept = f"merge weight {weight:g}" if weight else "no checkpoint beats the base model, which is kept"
     settings = ", ".join(f"{name} {value:g}" for name, value in metrics["kept_settings"].items())
-    best = f", {settings} of {len(metrics['tried'])} tried" if settings else ""
+    best = f", {settings} of {len(metrics['trials'])} tried" if settings else ""
     more = f"; {metrics['more_documents']}" if metrics["more_documents"] else ""
     validation = f"validation nDCG@10 {metrics['val_ndcg@10_base']:.4f} → {metrics['val_ndcg@10_best']:.4f}"
     return f"{size}{best}; {validation}; {kept}{more}{_cut(metrics)}"

@@ -46,11 +46,7 @@ def reply_problem(reply: str) -> str:  # "" if there is none
     )
 
 # %% ../nbs/133_json_replies.ipynb #3b89831c
-def one_of(
-    value: Any,
-    allowed: Sequence[str],
-    default: str,
-) -> str:
+def one_of(value: Any, allowed: Sequence[str], default: str) -> str:
     "Return a value if it is allowed, else the default."
     return value if value in allowed else default
 

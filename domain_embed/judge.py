@@ -51,9 +51,7 @@ def _scores_problem(number: int, reply: str) -> str:  # "" if there is none
 JUDGED_TOGETHER = 8  # questions in one request, at most
 
 
-def judge_groups(
-    questions: Sequence[Question],
-) -> list[list[Question]]:
+def judge_groups(questions: Sequence[Question]) -> list[list[Question]]:
     "Group questions by their first passage."
     groups: dict[str, list[Question]] = {}
     for question in questions:

@@ -99,12 +99,7 @@ def remove_with_enough_left(
     return removal, left
 
 # %% ../nbs/202_leak_removal.ipynb #62078743
-def check_rest(
-    sides: Sides,
-    search: LeakSearch,
-    leaks: Sequence[Leak],
-    removal: Removal,
-) -> None:
+def check_rest(sides: Sides, search: LeakSearch, leaks: Sequence[Leak], removal: Removal) -> None:
     "Raise `InputError` if too little of the test or of training is left."
     left = search.without(removal)
     before, after = covered(sides, search.test), covered(sides, left.test)

@@ -32,9 +32,7 @@ def bm25_words(text: str) -> list[str]:
     return [word for word in words(text) if (len(word) > 1 or UNSPACED.match(word)) and word not in STOPWORDS_EN]
 
 # %% ../nbs/031_lexical.ipynb #a5e309cd
-def bm25_index(
-    passages: Sequence[str],
-) -> bm25s.BM25:
+def bm25_index(passages: Sequence[str]) -> bm25s.BM25:
     "Build a BM25 index (Lucene's variant, k1 1.5, b 0.75)."
     index = bm25s.BM25()
     index.index([bm25_words(passage) or ["\0"] for passage in passages], show_progress=False)

@@ -35,11 +35,7 @@ class LLM:
     input_price: float = 0.0  # money per million tokens read
     output_price: float = 0.0  # money per million tokens written
 
-    def cost(
-        self,
-        tokens_in: float,
-        tokens_out: float,
-    ) -> float:  # money
+    def cost(self, tokens_in: float, tokens_out: float) -> float:  # money
         "Return the price of tokens."
         return (tokens_in * self.input_price + tokens_out * self.output_price) / 1e6
 

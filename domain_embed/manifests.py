@@ -81,10 +81,7 @@ def code_sha256(
     return digest.hexdigest()
 
 # %% ../nbs/08_manifests.ipynb #87101a20
-def _changed_parameter(
-    old: dict[str, Any],
-    new: dict[str, Any],
-) -> str | None:  # None: nothing has changed
+def _changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:  # None: nothing has changed
     "Describe the first parameter that differs."
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

@@ -82,12 +82,7 @@ USABLE_FRACTION = 0.9  # of the available memory
 MIN_MINI_BATCH = 16  # texts; with a smaller mini-batch, gradient checkpointing is faster
 
 
-def _too_large(
-    fixed: int,
-    per_text: int,
-    available: int,
-    mini_batch_size: int,
-) -> InputError:
+def _too_large(fixed: int, per_text: int, available: int, mini_batch_size: int) -> InputError:
     "Return the error for a training that does not fit."
     needed = (fixed + per_text * max(1, mini_batch_size)) / USABLE_FRACTION / 2**30
     with_what = f"finetune.mini_batch_size = {mini_batch_size}" if mini_batch_size else "a single text in memory"

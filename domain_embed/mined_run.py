@@ -86,9 +86,7 @@ ALL_TYPES, ALL_DOCUMENTS = "all types", "all documents"
 
 
 def chosen_queries(
-    run: MinedRun,
-    question_type: str = ALL_TYPES,
-    document: str = ALL_DOCUMENTS,
+    run: MinedRun, question_type: str = ALL_TYPES, document: str = ALL_DOCUMENTS
 ) -> np.ndarray:  # bool (queries,)
     "Return which questions have a type and a document."
     of_type = (run.question_types == question_type) | (question_type == ALL_TYPES)

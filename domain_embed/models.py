@@ -81,9 +81,7 @@ def _first_token(
         return model[0](features)["token_embeddings"][0, 0].float()
 
 # %% ../nbs/021_models.ipynb #a02384eb
-def is_bidirectional(
-    model: SentenceTransformer,
-) -> bool:
+def is_bidirectional(model: SentenceTransformer) -> bool:
     "Return whether the last token of a text affects the vector of its first token."
     tokens = model.tokenizer("pump valve motor sensor filter", return_tensors="pt", add_special_tokens=False)
     ids = tokens["input_ids"].to(model.device)
@@ -113,9 +111,7 @@ def load_base(
     return model
 
 # %% ../nbs/021_models.ipynb #a88fcfc8
-def model_revision(
-    model: SentenceTransformer,
-) -> str:  # hash of a commit on the hub; "": loaded from a folder
+def model_revision(model: SentenceTransformer) -> str:  # hash of a commit on the hub; "": loaded from a folder
     "Return the revision of a model that was loaded from the hub."
     if not hasattr(model[0], "auto_model"):
         return ""

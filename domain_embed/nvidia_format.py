@@ -101,9 +101,7 @@ def _read_chunks(
     return chunks
 
 # %% ../nbs/07_nvidia_format.ipynb #6026b9de
-def _read_scores(
-    record: dict[str, Any],
-) -> list[dict[str, int]]:  # for each question: criterion → score
+def _read_scores(record: dict[str, Any]) -> list[dict[str, int]]:  # for each question: criterion → score
     "Read the LLM judge's scores of a record's questions."
     pairs = record["deduplicated_qa_pairs"]
     evaluations = (record.get("qa_evaluations") or {}).get("evaluations") or []

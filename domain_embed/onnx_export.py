@@ -55,10 +55,7 @@ def _trace(
     )
 
 # %% ../nbs/51_onnx_export.ipynb #3e9c2469
-def _write_tokenizer(
-    model: SentenceTransformer,
-    folder: Path,
-) -> None:
+def _write_tokenizer(model: SentenceTransformer, folder: Path) -> None:
     "Write tokenizer.json, and export.json with prompts, maximum length and dimensions."
     model.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer.json")

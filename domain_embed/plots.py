@@ -127,11 +127,7 @@ def draw_scores(
     _finish(axes, "Scores", 2)
 
 # %% ../nbs/27_plots.ipynb #46d49b48
-def draw_score_ratios(
-    axes: Axes,
-    counted: VerdictCounts,
-    max_positive_fraction: float,
-) -> None:
+def draw_score_ratios(axes: Axes, counted: VerdictCounts, max_positive_fraction: float) -> None:
     "Draw the candidates by their score ratio, with the threshold."
     edges = np.append(EDGES[1:-1], EDGES[-2] + 0.02)
     bottom = np.zeros(len(EDGES) - 2)

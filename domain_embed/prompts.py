@@ -134,13 +134,7 @@ def response_format(
     }
 
 # %% ../nbs/131_prompts.ipynb #8f70fe98
-def chat(
-    system: str,
-    user: str,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-) -> dict[str, Any]:
+def chat(system: str, user: str, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
     "Return the body of a chat request."
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     return {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}

@@ -69,10 +69,7 @@ def corpus_metrics(corpus: PassageCorpus) -> dict[str, Any]:
     }
 
 # %% ../nbs/104_question_files.ipynb #21c1e5e1
-def count_multi_hop(
-    corpus: PassageCorpus,
-    questions: Sequence[Question],
-) -> dict[str, int]:
+def count_multi_hop(corpus: PassageCorpus, questions: Sequence[Question]) -> dict[str, int]:
     "Count the questions that need several passages, and those that need several documents."
     document_of = {p.id: p.document for p in corpus.passages}
     several = [question for question in questions if len(question.positives) > 1]
@@ -80,10 +77,7 @@ def count_multi_hop(
     return {"questions": len(several), "over_several_documents": over_documents}
 
 # %% ../nbs/104_question_files.ipynb #1d4fd488
-def question_metrics(
-    corpus: PassageCorpus,
-    result: GenerationResult,
-) -> dict[str, Any]:
+def question_metrics(corpus: PassageCorpus, result: GenerationResult) -> dict[str, Any]:
     "Return the metrics of the questions."
     is_kept = np.array([question.id not in result.dropped for question in result.questions], dtype=bool)
     return {
@@ -98,10 +92,7 @@ def question_metrics(
     }
 
 # %% ../nbs/104_question_files.ipynb #48c044f2
-def coverage_metrics(
-    corpus: PassageCorpus,
-    result: GenerationResult,
-) -> dict[str, int]:
+def coverage_metrics(corpus: PassageCorpus, result: GenerationResult) -> dict[str, int]:
     "Count the rare identifiers in the passages that were asked about, and those that a question contains."
     asked = {passage.id for request in result.requests for passage in request.passages}
     names = {
@@ -111,22 +102,14 @@ def coverage_metrics(
     return {"asked_passages": len(asked), "rare_identifiers": len(names), "rare_identifiers_asked_about": used}
 
 # %% ../nbs/104_question_files.ipynb #61f28a44
-def cost_metrics(
-    llm: LLM,
-    cache: ResponseCache,
-) -> dict[str, float]:
+def cost_metrics(llm: LLM, cache: ResponseCache) -> dict[str, float]:
     "Return the tokens and the price of all replies in the cache."
     tokens_in = sum(reply.tokens_in for reply in cache.known.values())
     tokens_out = sum(reply.tokens_out for reply in cache.known.values())
     return {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": round(llm.cost(tokens_in, tokens_out), 4)}
 
 # %% ../nbs/104_question_files.ipynb #bb585e9e
-def all_metrics(
-    corpus: PassageCorpus,
-    result: GenerationResult,
-    llm: LLM,
-    cache: ResponseCache,
-) -> dict[str, Any]:
+def all_metrics(corpus: PassageCorpus, result: GenerationResult, llm: LLM, cache: ResponseCache) -> dict[str, Any]:
     "Return all metrics of stage 1."
     return (
         corpus_metrics(corpus)

@@ -229,11 +229,6 @@ def without_boilerplate(
             left = {block.text for block in new.blocks}
             removed.update(dict.fromkeys((block.text for block in old.blocks if block.text not in left), 1))
     return reduced, [
-        {
-            "text": text,
-            "documents": len(repeated[text]),
-            "removed": count,
-            "kept_in": documents[repeated[text][0]].name,
-        }
+        {"text": text, "documents": len(repeated[text]), "removed": count, "kept_in": documents[repeated[text][0]].name}
         for text, count in removed.items()
     ]

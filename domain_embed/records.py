@@ -37,9 +37,7 @@ def _title(record: Any) -> str:
     return next((record[name] for name in TITLES if isinstance(record.get(name), str)), "")
 
 # %% ../nbs/152_records.ipynb #36c20b87
-LONG = re.compile(
-    r"\S+\s+\S+\s+\S|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{6}"
-)
+LONG = re.compile(r"\S+\s+\S+\s+\S|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{6}")
 
 
 def record_blocks(record: Any) -> Iterator[Block]:

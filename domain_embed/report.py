@@ -20,9 +20,7 @@ from .runs import STAGES, asset, stage_folder, write_atomic
 from .verdict import deciding_verdict, verdict_sentence
 
 # %% ../nbs/71_report.ipynb #93d7e21e
-def plain_text(
-    markdown: str,
-) -> str:
+def plain_text(markdown: str) -> str:
     "Return Markdown without headings, links and code marks."
     text = re.sub(r"^#+ .*$", "", markdown, flags=re.MULTILINE)
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "").strip()
@@ -44,9 +42,7 @@ def pictures(
     return found
 
 # %% ../nbs/71_report.ipynb #8014e378
-def costs(
-    manifests: list[dict],
-) -> list[tuple[str, str]]:  # item, cost
+def costs(manifests: list[dict]) -> list[tuple[str, str]]:  # item, cost
     "Return the time of each stage, and the tokens and price of the language model."
     found = []
     for manifest in manifests:

@@ -32,7 +32,7 @@ def result_metrics(
         "val_ndcg@10_base": data.base_score,
         "val_ndcg@10_best": float(result.scores.mean()) if len(result.scores) else None,
         "merge": {str(weight): score for weight, score in result.merge_scores.items()},
-        "merge_share": result.merge_weight,
+        "merge_weight": result.merge_weight,
         "trials": [{"settings": trial.settings, "val_ndcg@10": trial.ndcg} for trial in trials if len(trial.scores)],
         "kept_settings": trials[best_trial(trials)].settings,
         "more_documents": more_documents(trials),

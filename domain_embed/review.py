@@ -74,10 +74,7 @@ def current_question(state: ReviewState) -> Question | None:  # None: nothing is
     return selected[state.position] if selected else None
 
 # %% ../nbs/17_review.ipynb #7f0b7dfe
-def move(
-    state: ReviewState,
-    position: int,
-) -> None:
+def move(state: ReviewState, position: int) -> None:
     "Go to a position, or to the nearest one that exists."
     state.position = max(0, min(position, len(selected_questions(state)) - 1))
 
@@ -96,10 +93,7 @@ def record(
     move(state, state.position + (still_selected and decision != "undecided"))
 
 # %% ../nbs/17_review.ipynb #84c3552d
-def facts(
-    state: ReviewState,
-    question: Question,
-) -> str:
+def facts(state: ReviewState, question: Question) -> str:
     "Return type, filter, decision, scores and answer of a question in one line."
     decision = state.decisions.get(question.id)
     parts = [
@@ -112,10 +106,7 @@ def facts(
     return "  ·  ".join(filter(None, parts))
 
 # %% ../nbs/17_review.ipynb #aa1b89ed
-def passages_html(
-    state: ReviewState,
-    question: Question,
-) -> str:
+def passages_html(state: ReviewState, question: Question) -> str:
     "Return the passages of a question as HTML."
     text = "\n\n———\n\n".join(f"{state.passages[p].title}\n{state.passages[p].text}" for p in question.positives)
     return f'<div style="white-space: pre-wrap; max-height: 20em; overflow: auto; max-width: 50em">{escape(text)}</div>'
@@ -173,10 +164,7 @@ def arrange(controls: ReviewControls) -> ipywidgets.VBox:
     return ipywidgets.VBox([selection, controls.counts, controls.text, buttons, controls.facts, controls.passages])
 
 # %% ../nbs/17_review.ipynb #8f1c6ed6
-def refresh(
-    state: ReviewState,
-    controls: ReviewControls,
-) -> None:
+def refresh(state: ReviewState, controls: ReviewControls) -> None:
     "Show the current question in the controls."
     question, number = current_question(state), len(selected_questions(state))
     position = state.position + 1 if question else 0

@@ -57,18 +57,12 @@ def open_judge(
     return connect(settings.judge_llm, base_url, settings.judge_api_key_env, **_llm_options(settings))
 
 # %% ../nbs/102_rounds.ipynb #9d10339d
-def open_cache(
-    run_dir: str | Path,
-) -> ResponseCache:
+def open_cache(run_dir: str | Path) -> ResponseCache:
     "Open the cache of a run's LLM replies."
     return ResponseCache(Path(run_dir) / "cache" / "replies.jsonl")
 
 # %% ../nbs/102_rounds.ipynb #593cab3e
-def retrieved_fraction(
-    questions: Sequence[Question],
-    corpus: PassageCorpus,
-    k: int,
-) -> float:
+def retrieved_fraction(questions: Sequence[Question], corpus: PassageCorpus, k: int) -> float:
     "Return the fraction of questions that succeed in the round trip."
     vectors = encode(corpus.model, [q.text for q in questions], "query")
     return float(np.mean(np.logical_or(*round_trip(questions, corpus.passages, vectors, corpus.vectors, k))))
@@ -103,10 +97,7 @@ ROUNDS = 5  # rounds, at most
 EXPECTED_YIELD = 0.5  # fraction of questions expected to be trainable, before any is known
 
 
-def make_slots(
-    rounds: int,
-    corpus: PassageCorpus,
-) -> list[tuple[int, int]]:  # (round, index of a passage)
+def make_slots(rounds: int, corpus: PassageCorpus) -> list[tuple[int, int]]:  # (round, index of a passage)
     "List what may be asked, in order."
     return [(number, index) for number in range(rounds) for index in corpus.order]
 

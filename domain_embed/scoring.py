@@ -29,10 +29,7 @@ from .summary import recipe_results, summarise
 from .systems import OWN_SYSTEMS
 
 # %% ../nbs/47_scoring.ipynb #9c597555
-def rank_ids(
-    test: RetrievalSet,
-    result: SystemResult,
-) -> Ranking:
+def rank_ids(test: RetrievalSet, result: SystemResult) -> Ranking:
     "Return the result as a ranking of passage ids, scored by position."
     positions = np.broadcast_to(-np.arange(result.indices.shape[1], dtype=np.float32), result.indices.shape)
     return ranking(list(test.queries), [p.id for p in test.passages], positions, result.indices)

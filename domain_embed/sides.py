@@ -133,18 +133,17 @@ def _side_metrics(pairs: Pairs, sides: Sides, max_positives: int) -> dict[str, A
     }
 
 # %% ../nbs/201_sides.ipynb #da653372
-def write_sides(
-    stage: Stage,
-    pairs: Pairs,
-    sides: Sides,
-    max_positives: int,
-) -> None:
+def write_sides(stage: Stage, pairs: Pairs, sides: Sides, max_positives: int) -> None:
     "Write eval_beir/ with the hash of the test, and record the metrics."
-    folder = write_beir(stage.folder / "eval_beir", pairs.passages, sides.questions, sides.split.questions, sides.split.unit)
+    folder = write_beir(
+        stage.folder / "eval_beir", pairs.passages, sides.questions, sides.split.questions, sides.split.unit
+    )
     if sides.frozen:
         _write_grades(folder, sides)
     digest = hash_test(read_beir(folder, "test"))
     if sides.frozen and digest != sides.digest:
-        raise RuntimeError(f"the frozen test {sides.frozen} has hash {sides.digest}, and {digest} once it is written: please report this")
+        raise RuntimeError(
+            f"the frozen test {sides.frozen} has hash {sides.digest}, and {digest} once it is written: please report this"
+        )
     (folder / "test.sha256").write_text(digest + "\n", encoding="utf-8")
     stage.metrics |= _side_metrics(pairs, sides, max_positives) | {"test_sha256": digest}

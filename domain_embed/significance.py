@@ -93,9 +93,7 @@ def randomisation_p(
     return (1 + reached) / (1 + DRAWS)
 
 # %% ../nbs/43_significance.ipynb #ae469bd9
-def holm(
-    p: Sequence[float],
-) -> list[float]:  # in the same order
+def holm(p: Sequence[float]) -> list[float]:  # in the same order
     "Correct the p values of several comparisons (Holm 1979)."
     order = np.argsort(p, kind="stable")
     corrected = [1.0] * len(p)

@@ -185,9 +185,7 @@ def split_questions(
     return Split(ids, owner, dropped, unit)
 
 # %% ../nbs/21_splits.ipynb #fda0d12a
-def hash_test(
-    test: RetrievalSet,
-) -> str:  # 64 hexadecimal digits
+def hash_test(test: RetrievalSet) -> str:  # 64 hexadecimal digits
     "Hash the queries of a test that have an answer, their judgements, and the judged passages."
     texts = {passage.id: passage.content for passage in test.passages}
     judged = [

@@ -93,9 +93,7 @@ class Trial:
         return self.settings.get("train_fraction", 1.0)
 
 # %% ../nbs/36_sweep.ipynb #192fcde6
-def best_trial(
-    trials: Sequence[Trial],
-) -> int:  # its position
+def best_trial(trials: Sequence[Trial]) -> int:  # its position
     "Return the position of the best trial by validation, among those on the largest fraction of the rows."
     largest = max(trial.fraction for trial in trials)
     return max(range(len(trials)), key=lambda n: (trials[n].fraction == largest, trials[n].ndcg, -n))

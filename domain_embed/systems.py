@@ -177,14 +177,14 @@ def _endpoint_folder(endpoint: Endpoint, cache: Path, kind: str) -> Path:
     raise AssertionError("unreachable")
 
 # %% ../nbs/44_systems.ipynb #defd409b
-def endpoint_encoder(
-    endpoint: Endpoint,
-) -> Encoder:
+def endpoint_encoder(endpoint: Endpoint) -> Encoder:
     "Return the encoder of an endpoint."
 
     def encode_texts(cache: Path, texts: Sequence[str], kind: str) -> np.ndarray:
         folder = _endpoint_folder(endpoint, cache, kind)
-        return cached_vectors(folder, texts, lambda some, desc: endpoint.embed(some, kind, desc), f"requesting {PLURAL[kind]}")
+        return cached_vectors(
+            folder, texts, lambda some, desc: endpoint.embed(some, kind, desc), f"requesting {PLURAL[kind]}"
+        )
 
     return Encoder(lambda text: endpoint.embed([text], "query"), encode_texts)
 

@@ -22,20 +22,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from .runs import progress
 
 # %% ../nbs/34_training_plot.ipynb #b0ea3594
-def as_image(
-    figure: Figure,
-) -> Image:  # PNG
+def as_image(figure: Figure) -> Image:  # PNG
     "Convert a figure to an image that every notebook shows, independent of Matplotlib's backend."
     target = BytesIO()
     figure.savefig(target, format="png", dpi=100)
     return Image(data=target.getvalue())
 
 # %% ../nbs/34_training_plot.ipynb #5e08e552
-def mark_best(
-    axes: Axes,
-    x: float | str,
-    y: float,
-) -> None:
+def mark_best(axes: Axes, x: float | str, y: float) -> None:
     "Draw a ring around the best point."
     axes.plot(x, y, marker="o", markersize=12, fillstyle="none", color="black")
 

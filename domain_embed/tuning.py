@@ -85,13 +85,13 @@ def make_job(
 
 # %% ../nbs/301_tuning.ipynb #39524ff7
 def _kept_model(
-    settings: StageSettings,
-    data: TrainingData,
-    trained: SentenceTransformer,
+    settings: StageSettings, data: TrainingData, trained: SentenceTransformer
 ) -> tuple[SentenceTransformer, dict[float, float]]:  # the model; merge weight → validation nDCG@10
     "Merge the trained model with the base model if the settings say so, and convert it to the precision of the base model."
     if settings.merge:
-        return merge_best(data.base, trained, lambda model: float(data.score(model).mean()), data.base_score, data.precision)
+        return merge_best(
+            data.base, trained, lambda model: float(data.score(model).mean()), data.base_score, data.precision
+        )
     model = cast_weights(trained, data.precision)
     return model, {0.0: data.base_score, 1.0: float(data.score(model).mean())} if data.dev else {}
 

