@@ -20,7 +20,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_test --skip_file_re '^([1-6]0|000)_' --n_workers 2
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/pip install -q tensorrt-rtx==1.7.1.116 playwright==1.65.2

@@ -26,7 +26,7 @@ from .verdict import SHIP, deciding_verdict, verdict_sentence
 def _paths(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     "Return only the parameters that are paths and not empty."
     return {
-        stage: {n: v for n, v in values.items() if getattr(stage_parameters(stage).get(n), "kind", "") == "path" and v}
+        stage: {n: v for n, v in values.items() if getattr(stage_parameters(stage).get(n), "format", "") == "path" and v}
         for stage, values in settings.items()
     }
 

@@ -66,7 +66,7 @@ class _Allocation:
 
 # %% ../nbs/21_splits.ipynb #bc2d0314
 def _fill_empty(split_of: dict[str, str], types: Mapping[str, Counter[str]], splits: Iterable[str]) -> None:
-    "Move the smallest unit of a split with several group_documents into each split that has none."
+    "Move the smallest unit of a split with several units into each split that has none."
     for split in splits:
         units_in = Counter(split_of.values())
         if not units_in[split]:
@@ -86,9 +86,9 @@ def assign_splits(
     unit: dict[str, str],  # document → unit
     questions: Sequence[Question],
     fractions: dict[str, float],  # "train", "dev", "test" → fraction of the questions; their sum is 1
-    fixed: dict[str, str],  # unit → split, for group_documents whose split is already known
+    fixed: dict[str, str],  # unit → split, for units whose split is already known
     seed: int,
-) -> dict[str, str]:  # unit → split, for group_documents that have questions
+) -> dict[str, str]:  # unit → split, for units that have questions
     "Assign each unit to a split."
     types = _count_types(unit, questions)
     free = sorted(types.keys() - fixed.keys())

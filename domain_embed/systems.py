@@ -124,7 +124,7 @@ class Encoder:
     "Two functions that compute unit vectors, float32 (texts, dimensions)."
 
     encode_query: Callable[[str], np.ndarray]  # one query, as a server encodes it
-    encode_texts: Callable[[Path, Sequence[str], str], np.ndarray]  # cache folder, texts, "query" or "document"; cached_vectors
+    encode_texts: Callable[[Path, Sequence[str], str], np.ndarray]  # cache folder, texts, "query" or "document"; cached
 
 # %% ../nbs/44_systems.ipynb #972dd719
 def local_encoder(model: SentenceTransformer) -> Encoder:
