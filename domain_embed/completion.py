@@ -98,7 +98,7 @@ async def _send_counted(session: _Session, client: openai.AsyncOpenAI, body: dic
             raise RefusedError(str(error)) from None
         raise InputError(
             f"no LLM answers at {client.base_url} ({error.reason}; {GONE} requests, {error.attempts} times each): "
-            "start it, or correct generate.llm_base_url; what came so far is kept, and the same command continues"
+            "start it, or correct generate.llm_base_url; finished replies are kept: run the same command again"
         ) from None
     session.failed_in_a_row = 0
     return reply
@@ -127,7 +127,7 @@ async def _answer(session: _Session, client: openai.AsyncOpenAI, job: Job, body:
 
 # %% ../nbs/122_completion.ipynb #172eba43
 async def _do(session: _Session, client: openai.AsyncOpenAI, job: Job) -> list[Answer]:  # one for each request
-    "Answer all requests of a job. After a refused request, the rest have its reason."
+    "Answer all requests of a job. After a refusal, the rest get the same reason."
     answers: list[Answer] = []
     try:
         if not all(session.cache.key(session.llm.model, body) in session.cache.known for body in job.bodies):

@@ -101,7 +101,7 @@ def related_passages(
     vectors: np.ndarray,  # (passages, dimensions)
     order: list[int],  # indices of the passages to ask about
 ) -> RelatedPassages:
-    "Relate the passages; partners are searched only if multi-hop questions are wanted."
+    "Connect the passages; neighbours are searched only for multi-hop questions."
     return RelatedPassages(passages, vectors, order if settings.question_types.get(MULTI_HOP) else [])
 
 # %% ../nbs/101_corpus.ipynb #4a1f3f9a

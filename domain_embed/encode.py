@@ -33,7 +33,7 @@ def token_batches(
     lengths: np.ndarray,  # tokens of each text, longest first
     budget: int,  # tokens of a batch, padding included
 ) -> Iterator[slice]:
-    "Cut a sorted list into batches within a budget; a text that exceeds the budget is a batch alone."
+    "Cut a sorted list into batches within a budget; a text over the budget is a batch of its own."
     start = 0
     while start < len(lengths):
         size = max(1, budget // max(1, int(lengths[start])))

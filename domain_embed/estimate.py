@@ -45,7 +45,7 @@ def select_pilot(requests: Sequence[QuestionRequest]) -> list[QuestionRequest]:
 
 # %% ../nbs/103_estimate.ipynb #a7f86ad5
 def _scale(judge: LLM, jobs: Sequence[Job], cache: ResponseCache, factor: float) -> Forecast:
-    "Scale the cost of the judge's replies to the pilot."
+    "Scale the judge's cost from the pilot to the run."
     known = forecast(judge, jobs, cache).known
     keys = (ResponseCache.key(judge.model, job.bodies[0]) for job in jobs)
     replies = [cache.known[key] for key in keys if key in cache.known]

@@ -63,7 +63,7 @@ def invents_name(
 
 # %% ../nbs/14_filters.ipynb #90df9178
 OTHER_LANGUAGE = 0.6  # least probability of another language
-OWN_LANGUAGE = 0.02  # probability of the passage's language that excludes it
+OWN_LANGUAGE = 0.02  # the passage's language is excluded below this
 
 
 def in_other_language(

@@ -30,7 +30,7 @@ def _root(
     parent: dict[str, str],  # document → a document of the same group; the root is its own parent
     document: str,
 ) -> str:
-    "Return the document that names a document's group."
+    "Return the root document of a document's group."
     while parent[document] != document:
         document = parent[document]
     return document
@@ -40,7 +40,7 @@ def group_documents(
     passages: Sequence[Passage],
     questions: Sequence[Question],
     groups: dict[str, str],  # document → name of the user's group; may be empty
-    max_questions: float,  # of a group that links have made
+    max_questions: float,  # in a group made by links
 ) -> dict[str, str]:  # document → its group, named by one of its documents
     "Group documents that should not be separated."
     first: dict[str, str] = {}

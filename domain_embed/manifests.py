@@ -69,7 +69,7 @@ def _code_notebooks(
 def code_sha256(
     stage: str,  # one of `STAGES`
 ) -> str:
-    "Return a hash of the exported cells of the shared notebooks and the stage's parts, and of all code of its notebook."
+    "Hash the exported cells of shared notebooks and stage parts, and all code cells of the stage notebook."
     stage_prefix = f"{STAGES.index(stage) + 1}0_"
     digest = hashlib.sha256()
     for path in _code_notebooks(stage):
@@ -139,7 +139,7 @@ class Stage:
     done: bool  # nothing has changed, so the stage is skipped
     manifest: dict = field(default_factory=dict)  # written when the stage ends
     inputs: dict[str, dict] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)  # shown in the report; equal in every run, so without times
+    metrics: dict[str, Any] = field(default_factory=dict)  # shown in the report; the same in every run, no times
     timings: dict[str, Any] = field(default_factory=dict)  # measured times, which differ between runs
 
     def read(

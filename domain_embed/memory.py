@@ -136,7 +136,7 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        "Return the memory in all."
+        "Return the total memory."
         return self.weights + self.gradients + self.optimizer + self.half_copies + self.activations
 
     def table(self) -> dict[str, str]:

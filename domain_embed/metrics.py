@@ -33,7 +33,7 @@ MEASURES = {"nDCG": "ndcg_cut", "Recall": "recall", "P": "P", "MAP": "map_cut"} 
 
 def per_query(
     qrels: Qrels, rankings: Ranking, k_values: tuple[int, ...] = K_VALUES
-) -> pd.DataFrame:  # float64, one line per query of the qrels, in their order; columns "nDCG@10", …, "MRR@10", …
+) -> pd.DataFrame:  # float64, one row per query of the qrels, in their order; columns "nDCG@10", …, "MRR@10", …
     "Compute the metrics of every query."
     wanted = {f"{trec}.{','.join(map(str, k_values))}" for trec in MEASURES.values()}
     computed = pytrec_eval.RelevanceEvaluator(qrels, wanted).evaluate(rankings)

@@ -125,7 +125,7 @@ def read_close_candidates(
     questions: Sequence[Question],
     passages: Sequence[Passage],
 ) -> Candidates:
-    "Mask candidates that the cross-encoder takes for answers; without a cross-encoder, return the candidates unchanged."
+    "Mask candidates that the cross-encoder scores above its threshold; without one, return the candidates unchanged."
     pairs_read = 0
     if settings.cross_encoder:
         trusted = settings.cross_encoder in settings.trusted_models

@@ -122,7 +122,7 @@ def stage_notebook(
 @cache
 def stage_parameters(
     stage: str,  # one of `STAGES`
-) -> dict[str, Parameter]:  # without `run_dir`, which names a place and is not a setting
+) -> dict[str, Parameter]:  # without `run_dir`, which is a path and not a setting
     "Read the parameters of a stage from its notebook."
     cells = json.loads(stage_notebook(stage).read_text(encoding="utf-8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))

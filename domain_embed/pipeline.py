@@ -70,7 +70,7 @@ def check_settings(
     settings: dict[str, dict[str, Any]],  # from `settings_for`
     documents: str | None = None,  # of the command line
 ) -> None:
-    "Check the settings that a stage would otherwise check after hours."
+    "Check the settings of later stages before the first one starts."
     if (pairs := settings["prepare"]["pairs"]) and documents:
         raise InputError(
             f"--documents {documents} and prepare.pairs = {pairs!r}: questions are either generated or given; --set prepare.pairs= returns to documents"

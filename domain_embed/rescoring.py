@@ -130,7 +130,7 @@ def rescore_with_cross_encoder(
     min_score: float,  # score ratio above which candidates are read
     max_positive_fraction: float,  # of the threshold on the cross-encoder's scale
 ) -> tuple[Candidates, int]:  # candidates with rejected ones masked, and the number of pairs read
-    "Read selected candidates close to the threshold, and mask those that the cross-encoder takes for answers."
+    "Score selected candidates with the cross-encoder, and mask those that are above its threshold."
     masks, pairs_read = candidates.masks.copy(), 0
     unread = candidates.scores > threshold(candidates.lowest_positive, min_score)[:, None]
     limits: dict[int, float] = {}  # position of a query → highest score of a negative

@@ -164,7 +164,7 @@ def _add_scores(
     judge: LLM,
     cache: ResponseCache,
 ) -> tuple[list[Question], dict[str, str]]:  # questions, dropped
-    "Let the LLM judge score the questions that are kept."
+    "Score the kept questions with the LLM judge."
     kept = [question for question in questions if question.id not in dropped]
     scored, below = judge_questions(
         judge, kept, corpus.by_id, prompt_style, cache, settings.min_judge_score, settings.max_budget
@@ -200,7 +200,7 @@ def next_slots(
     trainable: int,  # questions so far
     used: int,  # slots so far
 ) -> int:
-    "Return how many slots are expected to give the missing questions, by the yield so far, and 10% more."
+    "Estimate the slots needed for the missing questions from the yield so far, plus 10%."
     yield_so_far = max(0.05, trainable / (used * settings.questions_per_passage)) if used else EXPECTED_YIELD
     return ceil(1.1 * (settings.num_questions - trainable) / (yield_so_far * settings.questions_per_passage))
 

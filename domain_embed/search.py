@@ -145,7 +145,7 @@ def _search_index(
     k: int,
     probes: int,  # cells that are searched
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Search an index and score twice as many passages as needed again."
+    "Search an index for 2k passages and score them again exactly."
     faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
     found = index.search(queries, min(2 * k, len(chosen)))[1]
     return _rescore(queries, passages, np.where(found >= 0, chosen[found], EMPTY[1]), k)

@@ -128,7 +128,7 @@ def remarks(
     deciding: str,  # test set whose verdict counts
     untrained: Collection[str],  # systems that do not depend on this run's training
 ) -> list[str]:
-    "Return what a reader should know besides the verdict."
+    "Return the remarks on the verdict and the test sets."
     found = _better_systems(sets[deciding], untrained)
     for name, values in sets.items():
         found += _set_remarks(name, values)

@@ -105,7 +105,7 @@ MIN_GAIN = 0.005  # nDCG@10 below which a gain does not count
 def more_documents(
     trials: Sequence[Trial],
 ) -> str | None:  # None: no fractions were tried
-    "Say whether more documents would probably improve retrieval."
+    "Describe whether more documents would probably help."
     best = trials[best_trial(trials)]
     comparable = [t for t in trials if {**t.settings, "train_fraction": 0} == {**best.settings, "train_fraction": 0}]
     if len(comparable) < 2:
