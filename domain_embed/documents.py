@@ -112,10 +112,13 @@ def _report(passages: Sequence[Passage], skipped: dict[str, str], ends: TokenEnd
 # %% ../nbs/11_documents.ipynb #b64215a5
 def skipped_by_type(
     documents: Sequence[dict],  # as `Corpus.documents`
+    limit: int = 50,  # entries; less frequent reasons are counted together
 ) -> list[dict]:  # "type", "reason", "files"; most frequent first
     "Count skipped documents by type and reason."
-    counts = Counter((row["type"], row["skipped"]) for row in documents if row["skipped"])
-    return [{"type": suffix, "reason": reason, "files": count} for (suffix, reason), count in counts.most_common()]
+    counts = Counter((row["type"], row["skipped"]) for row in documents if row["skipped"]).most_common()
+    rest = sum(count for _, count in counts[limit:])
+    named = [{"type": suffix, "reason": reason, "files": count} for (suffix, reason), count in counts[:limit]]
+    return named + ([{"type": "", "reason": "other reasons", "files": rest}] if rest else [])
 
 # %% ../nbs/11_documents.ipynb #522aeb2c
 @dataclass(frozen=True)

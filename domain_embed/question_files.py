@@ -58,7 +58,7 @@ def corpus_metrics(corpus: PassageCorpus) -> dict[str, Any]:
     return {
         "documents": sum(not row["skipped"] for row in documents),
         "skipped_documents": sum(bool(row["skipped"]) for row in documents),
-        "skipped": skipped_by_type(documents)[:50],
+        "skipped": skipped_by_type(documents),
         "boilerplate_removed": sum(row["removed"] for row in corpus.source.boilerplate),
         "passages": len(passages),
         "tokens": sum(row["tokens"] for row in documents),
