@@ -69,7 +69,7 @@ def ours(folder: Path) -> tuple[Peak, dict[str, float], float]:
         documents = [f"p{p}" for p in own]
         summary = summarise(tables, documents, 0)
         compute_verdict((tables["tuned"] - tables["base"])["nDCG@10"].to_numpy(), documents, 0)
-    return peak, {name: summary["rows"][name]["nDCG@10"]["mean"] for name in vectors}, searching
+    return peak, {name: summary["systems"][name]["nDCG@10"]["mean"] for name in vectors}, searching
 
 
 def theirs(folder: Path) -> tuple[Peak, dict[str, float], float]:
