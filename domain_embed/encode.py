@@ -76,7 +76,8 @@ def _encode_batch(
     options = {"batch_size": size, "normalize_embeddings": True, "show_progress_bar": False}
     if pool:
         options |= {"pool": pool, "chunk_size": size}
-    return model.encode(texts, prompt_name=prompt_name, **options)
+    vectors = model.encode(texts, prompt_name=prompt_name, **options)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)  # bf16 leaves them off by .003
 
 # %% ../nbs/02_encode.ipynb #8cc9b34f
 def encode(

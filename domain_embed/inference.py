@@ -43,6 +43,8 @@ def load_exported(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in available:
+        onnxruntime.preload_dlls()  # without PyTorch in the process nothing has loaded CUDA's libraries
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     session = onnxruntime.InferenceSession(str(folder / graph), providers=providers)
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"])

@@ -73,13 +73,16 @@ class Objective:
 # %% ../nbs/311_loss.ipynb #fe8c33df
 def _mini_batches(
     features: dict[str, torch.Tensor],  # tokenized texts
-    size: int,  # texts per mini-batch; 0: all
-) -> Iterator[dict[str, torch.Tensor]]:
-    "Split tokenized texts into mini-batches."
-    total = len(features["input_ids"])
-    for start in range(0, total, size or total):
-        stop = start + (size or total)
-        yield {name: value[start:stop] if isinstance(value, torch.Tensor) else value for name, value in features.items()}
+    size: int,  # texts per mini-batch; 0: all, as they are
+) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:  # positions in the batch, and the texts
+    "Split tokenized texts into mini-batches of similar length, each without the columns that only pad it."
+    mask = features["attention_mask"]
+    order = mask.sum(dim=1).argsort(descending=True, stable=True) if size else torch.arange(len(mask), device=mask.device)
+    for rows in order.split(size or len(mask)):
+        columns = mask[rows].any(dim=0) if size else slice(None)
+        same = {name for name, value in features.items() if isinstance(value, torch.Tensor) and value.shape == mask.shape}
+        of_rows = {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in features.items()}
+        yield rows, {name: value[:, columns] if name in same else value for name, value in of_rows.items()}
 
 # %% ../nbs/311_loss.ipynb #a0224f99
 class BatchLoss(torch.nn.Module):
@@ -99,8 +102,9 @@ class BatchLoss(torch.nn.Module):
         "Return the loss of tokenized queries and passages; its backward pass computes the gradients."
         batches = [list(_mini_batches(texts, self.mini_batch_size)) for texts in features]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mini_batch_size):
-            vectors = [[self._encode(mini_batch) for mini_batch in batch] for batch in batches]
-        leaves = [all_gather(torch.cat(parts).detach(), size).requires_grad_() for parts, size in zip(vectors, labels.shape[1:], strict=True)]
+            vectors = [[self._encode(mini_batch) for _, mini_batch in batch] for batch in batches]
+        in_order = [torch.cat(parts).detach()[torch.cat([rows for rows, _ in batch]).argsort()] for batch, parts in zip(batches, vectors, strict=True)]
+        leaves = [all_gather(own, size).requires_grad_() for own, size in zip(in_order, labels.shape[1:], strict=True)]
         with torch.enable_grad(), torch.autocast(labels.device.type, enabled=False):
             loss = self.objective(*leaves, labels)
         gradients = [shard(gradient) for gradient in torch.autograd.grad(loss, leaves)]
@@ -114,9 +118,9 @@ class BatchLoss(torch.nn.Module):
     def _backward(self, batches: list, vectors: list, gradients: list[torch.Tensor], scale: torch.Tensor) -> None:
         "Pass the vectors' gradients on to the weights, and add them up over all processes."
         for batch, parts, gradient in zip(batches, vectors, gradients, strict=True):
-            for mini_batch, vector, part in zip(batch, parts, gradient.split([len(v) for v in parts]), strict=True):
+            for (rows, mini_batch), vector in zip(batch, parts, strict=True):
                 with torch.enable_grad():
-                    (self._encode(mini_batch) if self.mini_batch_size else vector).backward(part * scale)
+                    (self._encode(mini_batch) if self.mini_batch_size else vector).backward(gradient[rows] * scale)
         for weight in self.encoder.parameters():
             if weight.grad is not None and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(weight.grad)
