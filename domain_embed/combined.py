@@ -40,10 +40,12 @@ def combine(
 # %% ../nbs/035_combined.ipynb #38468f44
 def save_combined(
     model: SentenceTransformer,  # from `combine`
-    folder: Path,
+    folder: str | Path,
+    create_model_card: bool = False,
 ) -> None:
-    "Save a model with its code; model cards are written by the caller."
-    model.save_pretrained(str(folder), create_model_card=False)
+    "Save a model with its code."
+    folder = Path(folder)
+    model.save_pretrained(str(folder), create_model_card=create_model_card)
     for module in (lexical_module, term_weights):
         shutil.copy(module.__file__, folder)
     path = folder / "modules.json"

@@ -69,7 +69,7 @@ def run_job(
     if job.lora_rank:
         add_lora(model, job.lora_rank)
     options, table = _fit_options(job, model, work)
-    curve = train(model, job.plan, job.texts, job.teacher_scores, job.objective, job.validation, work, options)
+    curve = train(model, job.plan, job.texts, job.teacher_scores, job.objective, job.validation, work, options, job.read_lexical())
     if job.lora_rank:
         merge_lora(model)
         weights, model = model.state_dict(), job.load_model()  # a model without LoRA's modules

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from .automodel_format import TrainingRow
 from .batches import Example, TeacherScores
 from .beir import Passage, RetrievalSet
+from .lexical_dimensions import Lexical, read_lexical
 from .loss import Objective
 from .models import load_model
 from .runs import write_json
@@ -36,12 +37,17 @@ class Job:
     objective: Objective
     dev: RetrievalSet | None  # validation questions; None: there are none
     options: Options  # `mini_batch_size` 0: as many texts as fit
+    lexical: str = ""  # folder of the lexical part that completes the model; empty: none
     checkpointing: str = "auto"  # gradient checkpointing: "auto", "on" or "off"
 
     @property
     def validation(self) -> Validation | None:
         "Return the validation, if there are validation questions."
-        return Validation(self.dev) if self.dev else None
+        return Validation(self.dev, self.read_lexical()) if self.dev else None
+
+    def read_lexical(self) -> Lexical | None:
+        "Read the lexical part."
+        return read_lexical(Path(self.lexical)) if self.lexical else None
 
     def load_model(self) -> SentenceTransformer:
         "Load the base model in float32, with the length of the training."

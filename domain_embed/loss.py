@@ -56,14 +56,16 @@ class Objective:
         self,
         queries: torch.Tensor,  # (queries, dimensions)
         passages: torch.Tensor,  # (passages, dimensions)
-        labels: torch.Tensor,  # (2, queries, passages), from `label_batch`
+        labels: torch.Tensor,  # (2, queries, passages), from `label_batch`, and optionally scores to add to the cosines: (3, queries, passages)
     ) -> torch.Tensor:  # ()
         "Return the mean loss over all dimensions."
         widths = (queries.shape[1], *self.dimensions)
-        return sum(self._loss(normalize(queries[:, :width]), normalize(passages[:, :width]), *labels) for width in widths) / len(widths)
+        scores, role, *added = labels
+        cosines = [normalize(queries[:, :width]) @ normalize(passages[:, :width]).T for width in widths]
+        return sum(self._loss((sum(added) + cosine) / self.temperature, scores, role) for cosine in cosines) / len(widths)
 
-    def _loss(self, queries: torch.Tensor, passages: torch.Tensor, scores: torch.Tensor, role: torch.Tensor) -> torch.Tensor:
-        logits, loss = queries @ passages.T / self.temperature, 0.0
+    def _loss(self, logits: torch.Tensor, scores: torch.Tensor, role: torch.Tensor) -> torch.Tensor:
+        loss = 0.0
         if self.distill_weight < 1:
             loss = (1 - self.distill_weight) * contrastive_loss(logits, role)
         if self.distill_weight > 0:

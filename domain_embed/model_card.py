@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
+from .combined import save_combined
+from .lexical_dimensions import read_lexical
 from .models import model_path
 from .parameters import StageSettings
 from .sweep import SWEEPABLE
@@ -59,7 +61,10 @@ def card_facts(
     licence: dict[str, str],  # of the base model, from `licence_of`
 ) -> dict[str, str]:
     "Return the facts of a training that sentence-transformers' card does not contain."
-    prompts, validation = result.model.prompts, "none"
+    prompts, validation, loading = result.model.prompts, "none", "`SentenceTransformer(path)`"
+    if data.lexical:
+        weight = read_lexical(Path(data.lexical)).weights.weight
+        loading = f"`SentenceTransformer(path, trust_remote_code=True)`: lexical dimensions with weight {weight:g} follow the model's own; encode with `encode_query` and `encode_document`"
     if len(result.scores):
         scores = f"base model {data.base_score:.4f}, this model {result.scores.mean():.4f}"
         validation = f"nDCG@10 of {len(result.scores)} questions: {scores}. The gain on questions of people is measured in stage 4."
@@ -68,6 +73,7 @@ def card_facts(
         "Training data": f"{result.rows:,} training rows with questions about {result.passages:,} passages of one set of documents",
         "Questions": writer,
         "Weights": _weights(settings, result),
+        "Loading": loading,
         "Validation": validation,
         "Prompts": f"query `{prompts['query']}`, passage `{prompts['document']}` (stored in the model; empty: none)",
         "Licence of the base model": f"{licence.get('license_name', licence['license'])}. Check whether it covers this model too, and whether the documents may be used in this way.",
@@ -101,16 +107,18 @@ def card_data(
 # %% ../nbs/39_model_card.ipynb #06390868
 def save_with_card(
     folder: Path,  # gets the model and its README.md
+    model: SentenceTransformer,  # of `result`, or the base model, with or without lexical dimensions
     settings: StageSettings,  # of this training
     data: TrainingData,
     result: TrainingResult,
     writer: str,  # who wrote the questions
 ) -> None:
     "Save a model with its card."
-    model, licence = result.model, licence_of(settings.base_model)
+    licence = licence_of(settings.base_model)
     model.model_card_data = card_data(settings, data, result, licence)
     model.model_card_data.register_model(model)
-    model.save_pretrained(str(folder), create_model_card=True)
+    save = save_combined if data.lexical else SentenceTransformer.save_pretrained
+    save(model, str(folder), create_model_card=True)
     path = folder / "README.md"
     card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "# Embedding model\n\n## Usage\n")
     for name, value in licence.items():

@@ -20,6 +20,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers.utils import logging
 
+from .combined import is_combined, load_combined
 from .runs import InputError
 
 # %% ../nbs/021_models.ipynb #d635bc40
@@ -59,7 +60,10 @@ def load_model(
     path, _, revision = (path, "", "") if local else path.partition("@")
     options = {"trust_remote_code": trust_remote_code, "revision": revision or None, "local_files_only": local}
     try:
-        model = SentenceTransformer(path, device=device, **options)
+        if local and is_combined(Path(path)):
+            model = load_combined(Path(path), device, trust_remote_code)
+        else:
+            model = SentenceTransformer(path, device=device, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         message = f"cannot load the model {name!r} ({reason}): give a folder, a name on the hub, or 'embedded'"

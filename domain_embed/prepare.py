@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .leak_removal import remove_leaks
+from .lexical_weight import add_lexical
 from .manifests import open_stage
 from .marks import read_marks
 from .negatives import check_settings, encode_texts, mine, write_rows
@@ -38,6 +39,8 @@ class Settings(StageSettings):
     sampling_strategy: str
     sampling_pool: int
     exclude_adjacent: int
+    lexical_dims: int
+    lexical_weight: float
     fuse_bm25: str
     ensemble_models: list
     cross_encoder: str
@@ -73,6 +76,7 @@ def run_prepare(settings: Settings) -> dict:  # the stage's manifest
         write_sides(stage, pairs, sides, settings.max_positives)
         train, position = sides.of("train"), {q.id: n for n, q in enumerate(questions)}
         vectors = of_passages, of_questions[[position[q.id] for q in train]]
+        vectors = add_lexical(stage, settings, train, pairs.passages, vectors)
         rows = mine(stage, settings, train, pairs.passages, vectors, allowed, marks)
         write_rows(stage.folder, rows, pairs.passages)
         stage.metrics |= {"marks": len(marks)}

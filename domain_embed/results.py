@@ -6,13 +6,17 @@
 __all__ = ['result_metrics', 'question_writer', 'save_result']
 
 # %% ../nbs/303_results.ipynb #c4c5f1fd
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .combined import combine
 from .jsonl import write_jsonl
+from .lexical_dimensions import read_lexical
 from .manifests import Stage, read_manifest
 from .model_card import save_with_card
 from .parameters import StageSettings
+from .selection import Selection, select_model
 from .sweep import Trial, best_trial, more_documents
 from .training_data import TrainingData
 from .tuning import TrainingResult
@@ -22,6 +26,7 @@ def result_metrics(
     data: TrainingData,
     result: TrainingResult,  # of the best trial
     trials: list[Trial],
+    selection: Selection,
 ) -> dict[str, Any]:  # JSON values
     "Return the metrics of stage 3 for the manifest."
     return {
@@ -32,7 +37,9 @@ def result_metrics(
         "val_ndcg@10_base": data.base_score,
         "val_ndcg@10_best": float(result.scores.mean()) if len(result.scores) else None,
         "merge": {str(weight): score for weight, score in result.merge_scores.items()},
-        "merge_weight": result.merge_weight,
+        "merge_weight": result.merge_weight if selection.trained else 0.0,
+        "selection": asdict(selection),
+        "lexical": bool(data.lexical),
         "trials": [{"settings": trial.settings, "val_ndcg@10": trial.ndcg} for trial in trials if len(trial.scores)],
         "kept_settings": trials[best_trial(trials)].settings,
         "more_documents": more_documents(trials),
@@ -56,8 +63,15 @@ def save_result(
     trials: list[Trial],
 ) -> None:
     "Save the kept model and its card, and record the metrics of the stage."
-    result.model.max_seq_length = data.max_length
-    save_with_card(stage.folder / "model", settings, data, result, question_writer(stage.run_dir))
+    selection = select_model(data, result, not settings.merge)
+    dense = result.model if selection.trained else data.base
+    dense.max_seq_length = data.max_length
+    if not data.lexical:
+        save_with_card(stage.folder / "model", dense, settings, data, result, question_writer(stage.run_dir))
+    else:
+        combined = combine(dense, read_lexical(Path(data.lexical)))
+        save_with_card(stage.folder / "model", combined, settings, data, result, question_writer(stage.run_dir))
+        dense.save_pretrained(str(stage.folder / "dense"), create_model_card=False)  # loads without trust_remote_code
     write_jsonl(stage.folder / "curve.jsonl", result.curve)
-    stage.metrics |= result_metrics(data, result, trials)
+    stage.metrics |= result_metrics(data, result, trials, selection)
     stage.timings |= {"tokens_per_second": round(result.speed), "memory": result.memory}  # specific to this machine

@@ -9,6 +9,7 @@ __all__ = ['FIXED_ARGUMENTS', 'Collator', 'Options', 'has_fast_bf16', 'train']
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -20,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from .batches import Example, TeacherScores, label_batch
 from .checkpoints import KeepBest
 from .layers import layer_rates, without_dropout
+from .lexical_dimensions import Lexical, lexical_scores
 from .loss import BatchLoss, Objective
 from .sharding import rank_and_world_size, shard
 from .training_plot import Curve
@@ -38,8 +40,9 @@ class Collator:
         texts: dict[str, str],  # passage id → text
         teacher_scores: TeacherScores,
         in_batch_negatives: bool,
+        lexical: Lexical | None = None,  # its scores are added to the cosines in the loss
     ):
-        self.model, self.plan, self.texts = model, plan, texts
+        self.model, self.plan, self.texts, self.lexical = model, plan, texts, lexical
         self.teacher_scores, self.in_batch_negatives = teacher_scores, in_batch_negatives
         self.tokens = 0  # processed so far
 
@@ -47,6 +50,9 @@ class Collator:
         batch = self.plan[rows[0]["batch"]]
         passages, labels = label_batch(batch, self.teacher_scores, self.in_batch_negatives)
         texts = {"query": [example.row.query for example in batch], "document": [self.texts[p] for p in passages]}
+        if self.lexical:
+            added = lexical_scores(self.lexical, texts["query"], texts["document"])
+            labels = np.concatenate([labels, added[None]])
         result = {"label": torch.from_numpy(labels)}
         for kind, own_texts in texts.items():
             features = self.model.preprocess(shard(own_texts), prompt=self.model.prompts[kind] or None)
@@ -157,9 +163,10 @@ def train(
     validation: Validation | None,  # None: there are no validation questions
     work: Path,  # folder for checkpoints
     options: Options,
+    lexical: Lexical | None = None,  # lexical dimensions that complete the model
 ) -> Curve:  # the training curve and the speed
     "Fine-tune a model, and keep the best or the last checkpoint."
-    collator = Collator(model, plan, texts, teacher_scores, objective.in_batch_negatives)
+    collator = Collator(model, plan, texts, teacher_scores, objective.in_batch_negatives, lexical)
     if options.gradient_checkpointing:
         model[0].auto_model.activation_checkpointing_enable()
     curve = Curve(METRIC, lambda: collator.tokens)

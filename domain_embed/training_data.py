@@ -17,7 +17,8 @@ from .automodel_format import TrainingRow, read_training
 from .batches import TeacherScores, read_teacher_scores
 from .beir import RetrievalSet, read_beir, read_passages, read_qrels
 from .encode import token_lengths
-from .manifests import Stage, artefact
+from .lexical_dimensions import read_lexical
+from .manifests import Stage, artefact, read_manifest
 from .models import load_base, model_revision, truncated_fraction
 from .parameters import StageSettings
 from .parity import sample_set
@@ -37,14 +38,20 @@ class TrainingData:
     base: SentenceTransformer  # on the CPU, with the length of the training
     max_length: int  # tokens that the base model reads in use
     precision: torch.dtype  # of the base model's weights, in which the result is validated and saved; training is in float32
-    base_score: float | None  # validation nDCG@10 of the base model
+    base_score: float | None  # validation nDCG@10 of the base model, with lexical dimensions if there are any
+    lexical: str = ""  # folder of the lexical part that completes every model; empty: none
 
-    def score(self, model: SentenceTransformer) -> np.ndarray:  # float (validation queries,): nDCG@10
+    def score(
+        self,
+        model: SentenceTransformer,
+        dense: bool = False,  # without lexical dimensions
+    ) -> np.ndarray:  # float (validation queries,): nDCG@10
         "Validate a model, on the GPU if there is one."
         if not self.dev:
             return np.zeros(0)
         device = model.device
-        scores = Validation(self.dev).scores(model.to("cuda" if torch.cuda.is_available() else device))
+        lexical = read_lexical(Path(self.lexical)) if self.lexical and not dense else None
+        scores = Validation(self.dev, lexical).scores(model.to("cuda" if torch.cuda.is_available() else device))
         model.to(device)
         return scores
 
@@ -71,6 +78,13 @@ def _text_metrics(base: SentenceTransformer, rows: list[TrainingRow], texts: dic
         "base_model_revision": model_revision(base),
     }
 
+# %% ../nbs/38_training_data.ipynb #3e0260b6
+def _lexical_folder(stage: Stage) -> str:
+    "Return the folder of the lexical part, if stage 2 has chosen to use it."
+    if not read_manifest(stage.run_dir, "prepare")["metrics"].get("lexical_weight"):
+        return ""
+    return str(stage.read(artefact(stage.run_dir, "prepare", "lexical")))
+
 # %% ../nbs/38_training_data.ipynb #6241ed45
 def read_training_data(
     stage: Stage,  # stage 3, while it runs; gets the inputs and some metrics
@@ -89,5 +103,5 @@ def read_training_data(
     teacher_scores = {}
     if settings.distill_weight:
         teacher_scores = read_teacher_scores(stage.read(artefact(stage.run_dir, "prepare", "scores.parquet")))
-    data = TrainingData(rows, texts, lengths, teacher_scores, dev, base, max_length, precision, None)
+    data = TrainingData(rows, texts, lengths, teacher_scores, dev, base, max_length, precision, None, _lexical_folder(stage))
     return replace(data, base_score=float(data.score(base).mean())) if dev else data

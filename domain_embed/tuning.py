@@ -80,6 +80,7 @@ def make_job(
         objective=Objective(s.temperature, s.distill_weight, s.teacher_temperature, dimensions=dimensions, in_batch_negatives=s.in_batch_negatives),
         dev=data.dev,
         options=_options(s, logs),
+        lexical=data.lexical,
         checkpointing=s.gradient_checkpointing,
     )
 

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 from .beir import RetrievalSet
 from .encode import encode
+from .lexical_dimensions import Lexical, append
 from .metrics import per_query
 from .search import ranking, top_k
 
@@ -28,18 +29,22 @@ class Validation(SentenceEvaluator):
     def __init__(
         self,
         dev: RetrievalSet,  # the validation questions and the passages to search
+        lexical: Lexical | None = None,  # lexical dimensions to append to the vectors
     ):
         super().__init__()
         self.primary_metric, self.greater_is_better = METRIC, True
-        self.dev = dev
+        self.dev, self.lexical = dev, lexical
 
     def scores(self, model: SentenceTransformer) -> np.ndarray:  # float (queries,)
         "Return nDCG@10 of each question."
         was_training = model.training
         model.eval()
-        queries = encode(model, list(self.dev.queries.values()), "query", desc="")
-        passages = encode(model, [p.content for p in self.dev.passages], "document", desc="")
+        texts = {"query": list(self.dev.queries.values()), "document": [p.content for p in self.dev.passages]}
+        vectors = {kind: encode(model, own, kind, desc="") for kind, own in texts.items()}
         model.train(was_training)
+        if self.lexical:
+            vectors = {kind: append(self.lexical, own, texts[kind], kind) for kind, own in vectors.items()}
+        queries, passages = vectors.values()
         rankings = ranking(list(self.dev.queries), [p.id for p in self.dev.passages], *top_k(queries, passages, 10))
         return per_query(self.dev.qrels, rankings, (10,))["nDCG@10"].to_numpy()
 
