@@ -17,11 +17,11 @@ from .beir import RetrievalSet
 from .charts import map_corpus, plot_metrics
 from .evaluation_sets import is_out_of_domain, read_sets, record_models, set_folders
 from .manifests import Stage, artefact, open_stage, read_manifest
-from .models import load_base, load_model, model_revision
+from .models import load_base, model_revision
 from .parameters import StageSettings, check_parameters
 from .scoring import evaluate_set, write_tables
-from .summary import remarks
-from .systems import OWN_SYSTEMS, Source, System, open_encoder, other_systems, parse_system
+from .summary import advice, remarks
+from .systems import OWN_SYSTEMS, Source, System, load_run_models, open_encoder, other_systems, parse_system
 
 # %% ../nbs/40_evaluate.ipynb #4bfc4a27
 @dataclass(frozen=True)
@@ -50,8 +50,11 @@ def _evaluate_sets(stage: Stage, settings: Settings, sets: dict[str, RetrievalSe
     s, run_dir = settings, settings.run_dir
     cache = Path(run_dir) / "cache" / "vectors"
     base = load_base(s)
-    tuned = load_model(str(stage.read(artefact(run_dir, "finetune", "model"))), s.max_length, trust_remote_code=s.trust_remote_code)
-    encoder = functools.cache(lambda name: open_encoder(Source(name), base, tuned, s.max_length, s.trusted_models, s.endpoint_api_key_env))
+    stage.read(artefact(run_dir, "finetune", "model"))
+    models = load_run_models(run_dir, base, s.max_length, s.trust_remote_code)
+    encoder = functools.cache(lambda name: open_encoder(Source(name), models, s.max_length, s.trusted_models, s.endpoint_api_key_env))
+    if models.lexical:
+        others = [parse_system(name) for name in dict.fromkeys(["dense", "base+lexical", *(system.name for system in others)])]
     stage.metrics["base_model_revision"] = model_revision(base)
     own, scores = [parse_system(name) for name in OWN_SYSTEMS], {}
     for name, test in sets.items():
@@ -61,7 +64,7 @@ def _evaluate_sets(stage: Stage, settings: Settings, sets: dict[str, RetrievalSe
     write_tables(stage.folder, scores)
     figures = {"metrics": plot_metrics(stage.metrics["sets"], s.min_gain)}
     if s.map_passages:
-        figures["map"] = map_corpus({"base": base, "tuned": tuned}, sets[stage.metrics["deciding"]], cache, s.map_passages, s.seed)
+        figures["map"] = map_corpus({"base": base, "tuned": models.dense}, sets[stage.metrics["deciding"]], cache, s.map_passages, s.seed)
     for name, figure in figures.items():
         figure.savefig(stage.folder / f"{name}.png", dpi=150, metadata={"Software": None})
         plt.close(figure)
@@ -80,6 +83,6 @@ def run_evaluate(
             merge_weight = read_manifest(settings.run_dir, "finetune")["metrics"]["merge_weight"]
             stage.metrics |= {"deciding": "human" if settings.test_set else "generated", "base_kept": merge_weight == 0, "sets": {}}
             _evaluate_sets(stage, settings, sets, others)
-            untrained = [system.name for system in others if not system.trained]
-            stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], untrained)
+            untrained = [name for name in stage.metrics["sets"][stage.metrics["deciding"]]["systems"] if not parse_system(name).trained]
+            stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], untrained) + advice(settings.run_dir)
     return stage.manifest

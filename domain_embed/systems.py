@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADDRESS', 'OWN_SYSTEMS', 'PLURAL', 'PROBE', 'Source', 'System', 'parse_system', 'other_systems', 'Encoder',
-           'local_encoder', 'graph_encoder', 'endpoint_encoder', 'open_encoder']
+           'local_encoder', 'graph_encoder', 'endpoint_encoder', 'RunModels', 'load_run_models', 'open_encoder']
 
 # %% ../nbs/44_systems.ipynb #c0c72c0a
 import hashlib
@@ -23,6 +23,8 @@ from sentence_transformers import SentenceTransformer
 from .encode import cached_vectors, encode, encode_cached
 from .endpoint import Endpoint
 from .inference import load_exported, run_graph, tokenize
+from .lexical_dimensions import Lexical, append, read_lexical
+from .manifests import artefact, read_manifest
 from .models import load_model, merge_models
 from .runs import InputError, sha256, write_atomic
 
@@ -34,7 +36,7 @@ ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 class Source:
     "One ranking of a system."
 
-    name: str  # "bm25", "base", "tuned", "merged 0.5", a model, an ONNX file, or an address and a model's name
+    name: str  # "bm25", "base", "tuned", "dense", "base+lexical", "merged 0.5", a model, an ONNX file, or an address and a model's name
     dimensions: int = 0  # of a vector that are kept; 0: all
 
     @property
@@ -45,9 +47,9 @@ class Source:
     @property
     def trained(self) -> bool:
         "Return whether the source may depend on the training of this run."
-        if self.name in ("bm25", "base") or ADDRESS.match(self.name):
+        if self.name in ("bm25", "base", "base+lexical") or ADDRESS.match(self.name):
             return False
-        return self.words[0] in ("tuned", "merged") or ".onnx" in self.name
+        return self.words[0] in ("tuned", "dense", "merged") or ".onnx" in self.name
 
 # %% ../nbs/44_systems.ipynb #8474500e
 @dataclass(frozen=True)
@@ -127,11 +129,18 @@ class Encoder:
     encode_texts: Callable[[Path, Sequence[str], str], np.ndarray]  # cache folder, texts, "query" or "document"; cached
 
 # %% ../nbs/44_systems.ipynb #972dd719
-def local_encoder(model: SentenceTransformer) -> Encoder:
+def local_encoder(
+    model: SentenceTransformer,
+    lexical: Lexical | None = None,  # lexical dimensions to append
+) -> Encoder:
     "Return the encoder of a PyTorch model."
+
+    def complete(vectors: np.ndarray, texts: Sequence[str], kind: str) -> np.ndarray:
+        return append(lexical, vectors, texts, kind) if lexical else vectors
+
     return Encoder(
-        lambda text: encode(model, [text], "query", ""),
-        lambda cache, texts, kind: encode_cached(cache, model, texts, kind, f"encoding {PLURAL[kind]}"),
+        lambda text: complete(encode(model, [text], "query", ""), [text], "query"),
+        lambda cache, texts, kind: complete(encode_cached(cache, model, texts, kind, f"encoding {PLURAL[kind]}"), texts, kind),
     )
 
 
@@ -188,11 +197,31 @@ def endpoint_encoder(endpoint: Endpoint) -> Encoder:
 
     return Encoder(lambda text: endpoint.embed([text], "query"), encode_texts)
 
+# %% ../nbs/44_systems.ipynb #8f6a5bab
+@dataclass(frozen=True)
+class RunModels:
+    "The models of a run."
+
+    base: SentenceTransformer
+    dense: SentenceTransformer  # kept by stage 3, without lexical dimensions
+    lexical: Lexical | None  # None: the run has no lexical dimensions
+
+
+def load_run_models(
+    run_dir: str | Path,
+    base: SentenceTransformer,
+    max_length: int,  # tokens that the models read
+    trust_remote_code: bool = False,
+) -> RunModels:
+    "Load the models of a run that stage 3 has written."
+    has_words = read_manifest(run_dir, "finetune")["metrics"].get("lexical")
+    dense = load_model(str(artefact(run_dir, "finetune", "dense" if has_words else "model")), max_length, trust_remote_code=trust_remote_code)
+    return RunModels(base, dense, read_lexical(artefact(run_dir, "prepare", "lexical")) if has_words else None)
+
 # %% ../nbs/44_systems.ipynb #a92fb962
 def open_encoder(
     source: Source,
-    base: SentenceTransformer,
-    tuned: SentenceTransformer,
+    models: RunModels,
     max_length: int,  # tokens of a text that another model reads
     trusted: Collection[str],  # names of models whose own code may run
     key_variable: str,  # environment variable with the API key of the endpoints
@@ -201,10 +230,18 @@ def open_encoder(
     match source.words:
         case ["bm25"]:
             return None
-        case ["base"] | ["tuned"]:
-            return local_encoder(base if source.name == "base" else tuned)
+        case ["base"]:
+            return local_encoder(models.base)
+        case ["dense"]:
+            return local_encoder(models.dense)
+        case ["tuned"]:
+            return local_encoder(models.dense, models.lexical)
+        case ["base+lexical"]:
+            if models.lexical is None:
+                raise InputError("system 'base+lexical': this run has no lexical dimensions: remove it from evaluate.systems, or set prepare.lexical_weight")
+            return local_encoder(models.base, models.lexical)
         case ["merged", weight]:
-            return local_encoder(merge_models(base, tuned, float(weight)))
+            return local_encoder(merge_models(models.base, models.dense, float(weight)), models.lexical)
         case [url, name, *prompts] if ADDRESS.match(url):
             return endpoint_encoder(Endpoint(url, name, os.environ.get(key_variable) or "none", tuple(prompts) or ("", "")))
         case [name] if name.endswith(".onnx"):

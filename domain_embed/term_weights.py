@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 # %% ../nbs/032_term_weights.ipynb #a1c11ca9
-_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff".encode().decode("unicode_escape")
+_UNSPACED = br"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff".decode("unicode_escape")
 
 
 def word_tokenizer(
