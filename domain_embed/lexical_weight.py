@@ -7,7 +7,7 @@ __all__ = ['LEXICAL_WEIGHTS', 'word_overlap', 'score_weights', 'WeightChoice', '
 
 # %% ../nbs/222_lexical_weight.ipynb #2dc8c4a5
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ def word_overlap(
     query: str,
     passage: str,
 ) -> float:  # 0 to 1
-    "Return the fraction of a query's terms, weighted by idf, that a passage contains."
-    ids, weights = weigh_terms(lexical.weights, query, "query")
+    "Return the fraction of a query's words, weighted by idf, that a passage contains; pairs of words do not count."
+    weights = replace(lexical.weights, pairs=False)
+    ids, values = weigh_terms(weights, query, "query")
     if not len(ids):
         return 0.0
-    idf = weights**2  # proportional to idf
-    return float(idf[np.isin(ids, weigh_terms(lexical.weights, passage, "document")[0])].sum() / idf.sum())
+    idf = values**2  # proportional to idf
+    return float(idf[np.isin(ids, weigh_terms(weights, passage, "document")[0])].sum() / idf.sum())
 
 # %% ../nbs/222_lexical_weight.ipynb #cedb31e4
 LEXICAL_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0)

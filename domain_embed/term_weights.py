@@ -63,6 +63,7 @@ class TermWeights:
     document_norm: float  # largest norm of a passage's lexical part, before scaling
     query_norm: float  # usual norm of a query's lexical part, before scaling
     weight: float  # λ; 0: the lexical part is not used
+    pairs: bool = True  # whether pairs of words are terms
 
     @cached_property
     def term_ids(self) -> dict[str, int]:
@@ -93,6 +94,8 @@ def _known_terms(
     vocabulary, number = weights.term_ids, len(weights.idf)
     counts: Counter[int] = Counter()
     for term in split_terms(weights.tokenizer, text, weights.stop_words):
+        if " " in term and not weights.pairs:
+            continue
         if (known := vocabulary.get(term)) is not None:
             counts[known] += 1
         elif " " not in term:
