@@ -9,7 +9,7 @@ in examples/python/questions are used. A seed decides the split, the lexical pro
 import argparse
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,6 +45,11 @@ def set_folder(folder: Path) -> Path:
 def run_stages(run_dir: Path, questions: Path, folder: Path, seed: int, lexical: bool) -> None:
     "Run stages 2 and 3 with the embedded profile."
     profile = load_profile("embedded")
+    cache = run_dir.parents[1] / "cache" / folder.name  # one for all seeds
+    cache.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "cache").exists():
+        (run_dir / "cache").symlink_to(cache.resolve())
     own = {"seed": seed} | ({} if lexical else {"lexical_dims": 0})
     if folder == PYTHON:
         own["pairs"] = str(PYTHON / "questions")
@@ -84,17 +89,17 @@ def study(job: tuple[Path, Path, Path, int, str]) -> dict:
     run_dir = runs / variant / f"{folder.name}-{seed}"
     run_stages(run_dir, questions, folder, seed, variant == "lexical")
     settings = finetune.Settings(run_dir=str(run_dir), **load_profile("embedded")["finetune"])
-    base, cache = load_base(settings), runs / "cache" / folder.name
+    base, cache = load_base(settings), runs / "cache" / folder.name / "vectors"
     models = load_run_models(run_dir, base, settings.max_length)
     human, generated = read_beir(set_folder(folder)), read_beir(run_dir / "2_prepare/eval_beir", split="test")
     metrics = {stage: read_manifest(run_dir, stage)["metrics"] for stage in ("prepare", "finetune")}
     weight = metrics["prepare"].get("lexical_weight", 0.0)
     passages = read_beir(run_dir / "2_prepare/eval_beir", split="test").passages
-    lexicals = {"lexical": models.lexical} if models.lexical else {}
+    lexicals, ablations = {"lexical": models.lexical} if models.lexical else {}, {}
     if variant == "lexical" and seed == 0:
         texts, languages = [p.content for p in passages], {p.language for p in passages}
-        lexicals |= {f"λ{value}": read_lexical(run_dir / "2_prepare/lexical").with_weight(value) for value in LEXICAL_WEIGHTS[1:]}
-        lexicals |= {f"{width} dimensions": fit_lexical(texts, width, languages, weight or 0.25) for width in WIDTHS}
+        ablations |= {f"λ{value}": read_lexical(run_dir / "2_prepare/lexical").with_weight(value) for value in LEXICAL_WEIGHTS[1:]}
+        ablations |= {f"{width} dimensions": fit_lexical(texts, width, languages, weight or 0.25) for width in WIDTHS}
     if variant == "plain" and (runs / "lexical" / run_dir.name / "2_prepare/lexical").exists():
         other = read_lexical(runs / "lexical" / run_dir.name / "2_prepare/lexical")
         lexicals |= {"lexical": other} if other.weights.weight else {}
@@ -166,9 +171,9 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for variant in options.variants:  # "plain" takes the lexical part of "lexical"
             jobs = [(options.runs, options.questions, folder, seed, variant) for seed, folder in product(range(options.seeds), folders)]
-            for row in pool.map(study, jobs):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+            for done in as_completed([pool.submit(study, job) for job in jobs]):
+                rows.append(done.result())
+                print(json.dumps(rows[-1]), flush=True)
     summary(rows)
 
 

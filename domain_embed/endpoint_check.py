@@ -14,8 +14,8 @@ import numpy as np
 from .beir import RetrievalSet, read_beir
 from .endpoint import Endpoint
 from .manifests import Stage, artefact, read_manifest
-from .models import load_model
 from .parity import reference_vectors
+from .run_models import load_system
 from .runs import InputError
 
 # %% ../nbs/63_endpoint_check.ipynb #9f97ff2d
@@ -35,9 +35,9 @@ def evaluated_vectors(
     evaluated: dict[str, Any],  # parameters of stage 4
     test: RetrievalSet,
 ) -> tuple[np.ndarray, np.ndarray]:  # vectors of queries, of passages
-    "Encode a test set with the tuned model as stage 4 does, in float32."
-    path = str(artefact(run_dir, "finetune", "model"))
-    model = load_model(path, evaluated["max_length"], trust_remote_code=evaluated["trust_remote_code"])
+    "Encode a test set with the exported system as stage 4 does, in float32."
+    name = read_manifest(run_dir, "export")["parameters"]["model"]
+    model = load_system(run_dir, name, evaluated["max_length"], evaluated["trust_remote_code"])
     return reference_vectors(model, test, Path(run_dir) / "cache" / "vectors")
 
 # %% ../nbs/63_endpoint_check.ipynb #c5396cb6

@@ -19,9 +19,10 @@ from .evaluation_sets import is_out_of_domain, read_sets, record_models, set_fol
 from .manifests import Stage, artefact, open_stage, read_manifest
 from .models import load_base, model_revision
 from .parameters import StageSettings, check_parameters
+from .run_models import load_run_models
 from .scoring import evaluate_set, write_tables
 from .summary import advice, remarks
-from .systems import OWN_SYSTEMS, Source, System, load_run_models, open_encoder, other_systems, parse_system
+from .systems import OWN_SYSTEMS, Source, System, open_encoder, other_systems, parse_system
 
 # %% ../nbs/40_evaluate.ipynb #4bfc4a27
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def run_evaluate(
         if not stage.done:
             sets = read_sets(stage, set_folders(settings.run_dir, settings.test_set, settings.out_of_domain_sets))
             record_models(stage, others)
-            merge_weight = read_manifest(settings.run_dir, "finetune")["metrics"]["merge_weight"]
-            stage.metrics |= {"deciding": "human" if settings.test_set else "generated", "base_kept": merge_weight == 0, "sets": {}}
+            kept = read_manifest(settings.run_dir, "finetune")["metrics"]
+            unchanged = kept["merge_weight"] == 0 and not kept.get("lexical")
+            stage.metrics |= {"deciding": "human" if settings.test_set else "generated", "base_kept": unchanged, "sets": {}}
             _evaluate_sets(stage, settings, sets, others)
             untrained = [name for name in stage.metrics["sets"][stage.metrics["deciding"]]["systems"] if not parse_system(name).trained]
             stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], untrained) + advice(settings.run_dir)

@@ -13,9 +13,9 @@ import onnxruntime
 from .beir import read_beir
 from .graphs import add_tensorrt, check_fp32, compare_graphs, write_graphs
 from .manifests import artefact, open_stage
-from .models import load_model
 from .parameters import StageSettings, check_parameters
 from .parity import ndcg10, reference_vectors, sample_set
+from .run_models import load_system
 from .runs import write_json
 
 # %% ../nbs/50_export.ipynb #79df9929
@@ -24,6 +24,7 @@ class Settings(StageSettings):
     "Parameters of the stage."
 
     run_dir: str
+    model: str
     int8: bool
     tensorrt: bool
     parity_passages: int
@@ -40,10 +41,10 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
     with open_stage(run_dir, "export", settings.parameters()) as stage:
         if stage.done:
             return stage.manifest
-        source = stage.read(artefact(run_dir, "finetune", "model"))
+        stage.read(artefact(run_dir, "finetune", "model"))
         whole = read_beir(stage.read(artefact(run_dir, "prepare", "eval_beir")))
         test = sample_set(whole, settings.parity_passages, settings.seed)
-        model = load_model(str(source), settings.max_length, trust_remote_code=settings.trust_remote_code)
+        model = load_system(run_dir, settings.model, settings.max_length, settings.trust_remote_code)
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         reference = reference_vectors(model, test)
         graphs = write_graphs(model, stage.folder / "onnx", settings.int8)
@@ -53,6 +54,8 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
             "queries": len(test.queries),
             "passages": len(test.passages),
             "pytorch_ndcg@10": ndcg10(test, *reference),
+            "model": settings.model,
+            "dimensions": model.get_embedding_dimension(),
             "precision": precision,  # of the tuned model's weights
             "parity": results,
             "tensorrt": add_tensorrt(graphs["onnx fp32"], model.max_seq_length, settings.tensorrt),

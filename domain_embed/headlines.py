@@ -25,7 +25,9 @@ def _generate(metrics: dict) -> str:
 def _prepare(metrics: dict) -> str:
     questions, rows = metrics["questions"], metrics["training_rows"]
     counts = f"{questions['train']} training, {questions['dev']} validation and {questions['test']} test questions"
-    return f"{counts}; {rows} training rows, {metrics['candidates']['kept']} hard negatives{_cut(metrics)}"
+    weight = metrics.get("lexical_weight", 0)
+    words = f"; {metrics['lexical_dimensions']} lexical dimensions, weight {weight:g}" if weight else "; no lexical dimensions"
+    return f"{counts}; {rows} training rows, {metrics['candidates']['kept']} hard negatives{words}{_cut(metrics)}"
 
 # %% ../nbs/73_headlines.ipynb #aad2764a
 def _finetune(metrics: dict) -> str:
@@ -33,7 +35,8 @@ def _finetune(metrics: dict) -> str:
     if metrics["val_ndcg@10_base"] is None:
         return f"{size}; no validation: the last checkpoint is kept{_cut(metrics)}"
     weight = metrics["merge_weight"]
-    kept = f"merge weight {weight:g}" if weight else "no checkpoint beats the base model, which is kept"
+    kept = f"merge weight {weight:g}" if weight else "validation does not support training, so the base model is kept"
+    kept += ", with lexical dimensions" if metrics.get("lexical") else ""
     settings = ", ".join(f"{name} {value:g}" for name, value in metrics["kept_settings"].items())
     best = f", {settings} of {len(metrics['trials'])} tried" if settings else ""
     more = f"; {metrics['more_documents']}" if metrics["more_documents"] else ""

@@ -48,6 +48,8 @@ def licence_of(
 # %% ../nbs/39_model_card.ipynb #9aedf755
 def _weights(settings: StageSettings, result: TrainingResult) -> str:
     "Describe which weights were kept."
+    if result.merge_weight == 0:
+        return "the base model's: validation did not support the trained model"
     if settings.merge:
         return f"weighted mean of the base model and the {settings.checkpoint} checkpoint, with merge weight {result.merge_weight:g}, chosen in validation"
     return f"the {settings.checkpoint} checkpoint's"
@@ -107,14 +109,13 @@ def card_data(
 # %% ../nbs/39_model_card.ipynb #06390868
 def save_with_card(
     folder: Path,  # gets the model and its README.md
-    model: SentenceTransformer,  # of `result`, or the base model, with or without lexical dimensions
     settings: StageSettings,  # of this training
     data: TrainingData,
     result: TrainingResult,
     writer: str,  # who wrote the questions
 ) -> None:
     "Save a model with its card."
-    licence = licence_of(settings.base_model)
+    model, licence = result.model, licence_of(settings.base_model)
     model.model_card_data = card_data(settings, data, result, licence)
     model.model_card_data.register_model(model)
     save = save_combined if data.lexical else SentenceTransformer.save_pretrained

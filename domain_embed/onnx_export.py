@@ -14,7 +14,9 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import SentenceTransformer
 
+from .lexical_module import LexicalTransformer
 from .runs import write_json
+from .term_weights import save_weights
 
 # %% ../nbs/51_onnx_export.ipynb #85a2e993
 class _Graph(torch.nn.Module):
@@ -24,8 +26,16 @@ class _Graph(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        lexical_ids: torch.Tensor | None = None,
+        lexical_weights: torch.Tensor | None = None,
+        lexical_room: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        features |= {"lexical_ids": lexical_ids, "lexical_weights": lexical_weights, "lexical_room": lexical_room}
         for module in self.model:
             features = module(features)
         return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
@@ -34,24 +44,31 @@ class _Graph(torch.nn.Module):
 OPSET = 18  # the one that PyTorch's exporter writes; the recipe's 17 would need a conversion
 
 
+def _example(model: SentenceTransformer) -> tuple[dict[str, torch.Tensor], list[dict]]:  # inputs by name; their dynamic axes
+    "Return example inputs, with batch size, length and number of words as dynamic dimensions."
+    batch, tokens, words = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=2, max=model.max_seq_length), torch.export.Dim("words", min=2)
+    inputs = {"input_ids": torch.ones((2, 8), dtype=torch.int64), "attention_mask": torch.ones((2, 8), dtype=torch.int64)}
+    axes = [{0: batch, 1: tokens}] * 2
+    if isinstance(model[0], LexicalTransformer):
+        inputs |= {"lexical_ids": torch.ones((2, 5), dtype=torch.int64), "lexical_weights": torch.ones(2, 5), "lexical_room": torch.full((2,), 9.0)}
+        axes += [{0: batch, 1: words}, {0: batch, 1: words}, {0: batch}]
+    return inputs, axes
+
+# %% ../nbs/51_onnx_export.ipynb #8a274c8b
 def _trace(
     model: SentenceTransformer,  # on the CPU, in float32
 ) -> torch.onnx.ONNXProgram:
-    "Export a model with batch size and length as dynamic dimensions."
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    mask = torch.ones((2, 8), dtype=torch.int64)  # if one tensor were used twice, the graph would have one input
-    batch = torch.export.Dim("batch", min=1)
-    tokens = torch.export.Dim("tokens", min=2, max=model.max_seq_length)
-    axes = {0: batch, 1: tokens}
+    "Export a model with dynamic dimensions."
+    inputs, axes = _example(model)
     return torch.onnx.export(
         _Graph(model).eval(),
-        (ids, mask),
+        tuple(inputs.values()),
         dynamo=True,
         verbose=False,
         opset_version=OPSET,
-        input_names=["input_ids", "attention_mask"],
+        input_names=list(inputs),
         output_names=["sentence_embedding"],
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        dynamic_shapes=tuple(axes),
     )
 
 # %% ../nbs/51_onnx_export.ipynb #3e9c2469
@@ -61,7 +78,11 @@ def _write_tokenizer(model: SentenceTransformer, folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer.json")
     shutil.rmtree(folder / "tokenizer")
     prompts = {kind: model.prompts.get(kind, "") for kind in ("query", "document")}
+    prompts = {kind: prompt if prompt.strip() else "" for kind, prompt in prompts.items()}  # a space only marks a query
     config = {"max_length": model.max_seq_length, "dimensions": model.get_embedding_dimension(), "prompts": prompts}
+    if isinstance(model[0], LexicalTransformer):
+        config["own_dimensions"] = model[-1].own_dimensions
+        save_weights(model[0].weights, folder)
     write_json(folder / "export.json", config)
 
 # %% ../nbs/51_onnx_export.ipynb #c211f653

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from .beir import RetrievalSet
 from .encode import encode, encode_cached
-from .inference import ExportedModel, run_graph, tokenize
+from .inference import ExportedModel, encode_texts
 from .metrics import per_query
 from .search import ranking, top_k
 
@@ -63,8 +63,8 @@ def embed_set(
     desc: str,  # label of the progress bar
 ) -> tuple[np.ndarray, np.ndarray]:  # vectors of queries, of passages
     "Encode a test set with an exported model."
-    queries = run_graph(model, tokenize(model, list(test.queries.values()), "query"))
-    passages = run_graph(model, tokenize(model, [p.content for p in test.passages], "document"), desc=desc)
+    queries = encode_texts(model, list(test.queries.values()), "query")
+    passages = encode_texts(model, [p.content for p in test.passages], "document", desc)
     return queries, passages
 
 # %% ../nbs/062_parity.ipynb #4e07be3f

@@ -6,7 +6,7 @@
 __all__ = ['result_metrics', 'question_writer', 'save_result']
 
 # %% ../nbs/303_results.ipynb #c4c5f1fd
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def result_metrics(
         "val_ndcg@10_base": data.base_score,
         "val_ndcg@10_best": float(result.scores.mean()) if len(result.scores) else None,
         "merge": {str(weight): score for weight, score in result.merge_scores.items()},
-        "merge_weight": result.merge_weight if selection.trained else 0.0,
+        "merge_weight": result.merge_weight,
         "selection": asdict(selection),
         "lexical": bool(data.lexical),
         "trials": [{"settings": trial.settings, "val_ndcg@10": trial.ndcg} for trial in trials if len(trial.scores)],
@@ -64,14 +64,13 @@ def save_result(
 ) -> None:
     "Save the kept model and its card, and record the metrics of the stage."
     selection = select_model(data, result, not settings.merge)
-    dense = result.model if selection.trained else data.base
-    dense.max_seq_length = data.max_length
-    if not data.lexical:
-        save_with_card(stage.folder / "model", dense, settings, data, result, question_writer(stage.run_dir))
-    else:
-        combined = combine(dense, read_lexical(Path(data.lexical)))
-        save_with_card(stage.folder / "model", combined, settings, data, result, question_writer(stage.run_dir))
-        dense.save_pretrained(str(stage.folder / "dense"), create_model_card=False)  # loads without trust_remote_code
+    if not selection.trained:
+        result = replace(result, model=data.base, merge_weight=0.0, scores=data.score(data.base))
+    result.model.max_seq_length = data.max_length
+    if data.lexical:
+        result.model.save_pretrained(str(stage.folder / "dense"), create_model_card=False)  # loads without trust_remote_code
+        result = replace(result, model=combine(result.model, read_lexical(Path(data.lexical))))
+    save_with_card(stage.folder / "model", settings, data, result, question_writer(stage.run_dir))
     write_jsonl(stage.folder / "curve.jsonl", result.curve)
     stage.metrics |= result_metrics(data, result, trials, selection)
     stage.timings |= {"tokens_per_second": round(result.speed), "memory": result.memory}  # specific to this machine

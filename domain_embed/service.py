@@ -47,13 +47,15 @@ def embed(
     "Compute the vectors of a request. Raises `InputError` if the request does not fit the model."
     texts = [request.input] if isinstance(request.input, str) else request.input
     dimensions = request.dimensions or model.dimensions
-    if request.input_type is None and model.prompts["query"] != model.prompts["document"]:
-        raise InputError("this model has different prompts for queries and passages: set input_type to 'query' or 'passage'")
-    if dimensions > model.dimensions:
-        raise InputError(f"dimensions is {dimensions}, and the model has {model.dimensions}: ask for at most that many")
+    if request.input_type is None and (model.lexical or model.prompts["query"] != model.prompts["document"]):
+        raise InputError("this model encodes queries and passages differently: set input_type to 'query' or 'passage'")
+    most = model.own_dimensions or model.dimensions
+    if dimensions > most and dimensions != model.dimensions:
+        also = f", or all {model.dimensions}" if most < model.dimensions else ""
+        raise InputError(f"dimensions is {dimensions}, and the model has {most}: ask for at most that many{also}")
     kind = "query" if request.input_type == "query" else "document"
     token_ids = tokenize(model, texts, kind, request.truncate)
-    vectors = run_graph(model, token_ids)
+    vectors = run_graph(model, token_ids, texts, kind)
     if dimensions < model.dimensions:
         vectors = vectors[:, :dimensions]
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADDRESS', 'OWN_SYSTEMS', 'PLURAL', 'PROBE', 'Source', 'System', 'parse_system', 'other_systems', 'Encoder',
-           'local_encoder', 'graph_encoder', 'endpoint_encoder', 'RunModels', 'load_run_models', 'open_encoder']
+           'local_encoder', 'graph_encoder', 'endpoint_encoder', 'open_encoder']
 
 # %% ../nbs/44_systems.ipynb #c0c72c0a
 import hashlib
@@ -22,10 +22,10 @@ from sentence_transformers import SentenceTransformer
 
 from .encode import cached_vectors, encode, encode_cached
 from .endpoint import Endpoint
-from .inference import load_exported, run_graph, tokenize
-from .lexical_dimensions import Lexical, append, read_lexical
-from .manifests import artefact, read_manifest
+from .inference import encode_texts, load_exported
+from .lexical_dimensions import Lexical, append
 from .models import load_model, merge_models
+from .run_models import RunModels
 from .runs import InputError, sha256, write_atomic
 
 # %% ../nbs/44_systems.ipynb #6f7ee8e7
@@ -160,12 +160,12 @@ def graph_encoder(
     key = _digest(sha256(path.parent), path.name)
 
     def compute(texts: Sequence[str], kind: str, desc: str | None = None) -> np.ndarray:
-        return run_graph(model, tokenize(model, texts, kind), desc=desc)
+        return encode_texts(model, texts, kind, desc)
 
-    def encode_texts(cache: Path, texts: Sequence[str], kind: str) -> np.ndarray:
+    def encode_cached_texts(cache: Path, texts: Sequence[str], kind: str) -> np.ndarray:
         return cached_vectors(cache / f"{key}-{kind}", texts, lambda some, desc: compute(some, kind, desc), f"encoding {PLURAL[kind]}")
 
-    return Encoder(lambda text: compute([text], "query"), encode_texts)
+    return Encoder(lambda text: compute([text], "query"), encode_cached_texts)
 
 # %% ../nbs/44_systems.ipynb #d6c62b7e
 PROBE = "The vector of this sentence says whether the model is still the same."
@@ -196,27 +196,6 @@ def endpoint_encoder(endpoint: Endpoint) -> Encoder:
         )
 
     return Encoder(lambda text: endpoint.embed([text], "query"), encode_texts)
-
-# %% ../nbs/44_systems.ipynb #8f6a5bab
-@dataclass(frozen=True)
-class RunModels:
-    "The models of a run."
-
-    base: SentenceTransformer
-    dense: SentenceTransformer  # kept by stage 3, without lexical dimensions
-    lexical: Lexical | None  # None: the run has no lexical dimensions
-
-
-def load_run_models(
-    run_dir: str | Path,
-    base: SentenceTransformer,
-    max_length: int,  # tokens that the models read
-    trust_remote_code: bool = False,
-) -> RunModels:
-    "Load the models of a run that stage 3 has written."
-    has_words = read_manifest(run_dir, "finetune")["metrics"].get("lexical")
-    dense = load_model(str(artefact(run_dir, "finetune", "dense" if has_words else "model")), max_length, trust_remote_code=trust_remote_code)
-    return RunModels(base, dense, read_lexical(artefact(run_dir, "prepare", "lexical")) if has_words else None)
 
 # %% ../nbs/44_systems.ipynb #a92fb962
 def open_encoder(

@@ -67,7 +67,9 @@ def build_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gib * 2**30))
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
-        profile.set_shape(network.get_input(number).name, *profile_shapes(max_length))
+        tensor = network.get_input(number)
+        shapes = profile_shapes(4 * max_length if tensor.name.startswith("lexical") else max_length)  # words and pairs of words
+        profile.set_shape(tensor.name, *(shape[: len(tensor.shape)] for shape in shapes))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
