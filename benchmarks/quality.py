@@ -1,6 +1,6 @@
 """Quality on human queries: what is shipped against the base model, over seeds, with ablations.
 
-python benchmarks/quality.py RUNS --questions QUESTIONS [--seeds 3] [--jobs 1] [--variants lexical plain] SET ...      prints a JSON line for each run, and tables at the end
+python benchmarks/quality.py RUNS --questions QUESTIONS [--seeds 3] [--first-seed 0] [--jobs 1] [--variants lexical plain] SET ...      prints a JSON line for each run, and tables at the end
 
 SET: a BEIR folder with human queries, of which only corpus.jsonl is read before evaluation, or examples/python. QUESTIONS/NAME/1_generate: what `benchmarks/selection.py`, or stage 1 with the embedded profile, has written about that corpus; for Python the questions
 in examples/python/questions are used. A seed decides the split, the lexical projection, mining and training; the questions are the same. Variants: "lexical", as the embedded profile; "plain", without lexical dimensions, so that they can be added after training.
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", type=Path)
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--variants", nargs="+", default=["lexical", "plain"])
     options = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> None:
     rows = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for variant in options.variants:  # "plain" takes the lexical part of "lexical"
-            jobs = [(options.runs, options.questions, folder, seed, variant) for seed, folder in product(range(options.seeds), folders)]
+            jobs = [(options.runs, options.questions, folder, seed, variant) for seed, folder in product(range(options.first_seed, options.seeds), folders)]
             for done in as_completed([pool.submit(study, job) for job in jobs]):
                 rows.append(done.result())
                 print(json.dumps(rows[-1]), flush=True)

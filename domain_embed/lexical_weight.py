@@ -87,9 +87,9 @@ def choose_weight(
 # %% ../nbs/222_lexical_weight.ipynb #88d826b8
 def draw_weights(
     choice: WeightChoice,
-) -> Figure:
+    figure: Figure,
+) -> None:
     "Draw nDCG@10 of all questions, and the guard's gain, over λ; a ring marks the choice."
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(LEXICAL_WEIGHTS, choice.ndcg, marker=".", color="#4477aa")
     left.plot(choice.weight, choice.ndcg[LEXICAL_WEIGHTS.index(choice.weight)], marker="o", markersize=12, fillstyle="none", color="#aa3377")
@@ -101,7 +101,6 @@ def draw_weights(
     for axes in (left, right):
         axes.set_xlabel("λ")
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 # %% ../nbs/222_lexical_weight.ipynb #65945a34
 def add_lexical(

@@ -65,7 +65,7 @@ def save_result(
     "Save the kept model and its card, and record the metrics of the stage."
     selection = select_model(data, result, not settings.merge)
     if not selection.trained:
-        result = replace(result, model=data.base, merge_weight=0.0, scores=data.score(data.base))
+        result = replace(result, model=data.base, merge_weight=0.0, scores=data.base_scores)
     result.model.max_seq_length = data.max_length
     if data.lexical:
         result.model.save_pretrained(str(stage.folder / "dense"), create_model_card=False)  # loads without trust_remote_code

@@ -43,9 +43,8 @@ def select_model(
     "Validate the alternatives and decide on the trained model."
     if not data.dev:
         return Selection(True, "there are no validation questions", {})
-    with_words = bool(data.lexical)
-    scores = {"base": data.score(data.base, dense=True), "dense": data.score(result.model, dense=True)}
-    alternative = data.score(data.base) if with_words else scores["base"]
-    scores |= ({"base+lexical": alternative} if with_words else {}) | {"tuned": result.scores}
-    trained, reason = (True, "finetune.merge is false, so the trained model is kept") if forced else select_trained(alternative, result.scores)
+    scores = {"base+lexical" if data.lexical else "base": data.base_scores, "tuned": result.scores}
+    if data.lexical:
+        scores |= {"base": data.score(data.base, dense=True), "dense": data.score(result.model, dense=True)}
+    trained, reason = (True, "finetune.merge is false, so the trained model is kept") if forced else select_trained(data.base_scores, result.scores)
     return Selection(trained, reason, {name: float(values.mean()) for name, values in scores.items()})

@@ -6,7 +6,7 @@
 __all__ = ['TrainingData', 'read_training_data']
 
 # %% ../nbs/38_training_data.ipynb #51710321
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class TrainingData:
     precision: torch.dtype  # of the base model's weights, in which the result is validated and saved; training is in float32
     base_score: float | None  # validation nDCG@10 of the base model, with lexical dimensions if there are any
     lexical: str = ""  # folder of the lexical part that completes every model; empty: none
+    base_scores: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (validation queries,): `base_score` is their mean
 
     def score(
         self,
@@ -104,4 +105,5 @@ def read_training_data(
     if settings.distill_weight:
         teacher_scores = read_teacher_scores(stage.read(artefact(stage.run_dir, "prepare", "scores.parquet")))
     data = TrainingData(rows, texts, lengths, teacher_scores, dev, base, max_length, precision, None, _lexical_folder(stage))
-    return replace(data, base_score=float(data.score(base).mean())) if dev else data
+    scores = data.score(base)
+    return replace(data, base_score=float(scores.mean()), base_scores=scores) if dev else data
