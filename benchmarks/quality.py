@@ -110,9 +110,9 @@ def study(job: tuple[Path, Path, Path, int, str]) -> dict:
             label: tuple(np.asarray(encode_cached(cache, model, own, kind)) for own, kind in zip(texts, ("query", "document"), strict=True))
             for label, model in (("base", base), ("dense", models.dense))
         }
-        tables = evaluate_systems(
-            test, vectors, lexicals if name == "human" else {k: v for k, v in lexicals.items() if k == "lexical"}, name == "human"
-        )
+        tables = evaluate_systems(test, vectors, lexicals, name == "human")
+        if name == "human" and ablations:
+            tables |= evaluate_systems(test, {"base": vectors["base"]}, ablations, fused=False)
         shipped = tables["dense+lexical"] if models.lexical else tables["dense"]
         low, high = interval((shipped - tables["base"])["nDCG@10"].to_numpy(), clusters_of(test))
         found[name] = {system: table.mean().round(5).to_dict() for system, table in tables.items()} | {
@@ -171,7 +171,10 @@ def main() -> None:
     rows = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for variant in options.variants:  # "plain" takes the lexical part of "lexical"
-            jobs = [(options.runs, options.questions, folder, seed, variant) for seed, folder in product(range(options.first_seed, options.seeds), folders)]
+            jobs = [
+                (options.runs, options.questions, folder, seed, variant)
+                for seed, folder in product(range(options.first_seed, options.seeds), folders)
+            ]
             for done in as_completed([pool.submit(study, job) for job in jobs]):
                 rows.append(done.result())
                 print(json.dumps(rows[-1]), flush=True)
