@@ -29,9 +29,9 @@ from domain_embed.manifests import read_manifest
 from domain_embed.metrics import per_query
 from domain_embed.models import load_base
 from domain_embed.profiles import load_profile
+from domain_embed.run_models import load_run_models
 from domain_embed.search import ranking, top_k
 from domain_embed.significance import interval
-from domain_embed.systems import load_run_models
 
 PYTHON = Path(__file__).parents[1] / "examples/python"
 WIDTHS = (128, 256, 384, 768)

@@ -10,7 +10,6 @@ __all__ = ['MAX_TERMS', 'SAMPLE', 'RESIDUAL', 'QUERY_NORM', 'stop_words', 'Lexic
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import bm25s.stopwords
@@ -96,11 +95,6 @@ class Lexical:
         "Return the number of dimensions that are appended, the last coordinate included."
         return self.projection.shape[1] + 1
 
-    @cached_property
-    def key(self) -> str:
-        "Return a name for the cache of everything that depends on the lexical part."
-        return f"{hash((self.weights.weight, self.projection.tobytes(), self.weights.idf.tobytes())):x}"
-
     def with_weight(
         self,
         weight: float,  # λ
@@ -141,6 +135,9 @@ def lexical_scores(
     return lexical.project(queries, "query")[0] @ lexical.project(passages, "document")[0].T
 
 # %% ../nbs/033_lexical_dimensions.ipynb #54729fa6
+QUERY_NORM = 0.4  # usual norm of a query's lexical part; it only balances the scale
+
+
 def fit_lexical(
     passages: Sequence[str],
     dimensions: int,  # to append, at least 2; lowered if there are fewer passages or terms
@@ -164,9 +161,6 @@ def fit_lexical(
         word_tokenizer(terms), idf.astype(np.float32), ignored, len(passages), average_length, document_norm, QUERY_NORM, weight
     )
     return Lexical(weights, projection)
-
-
-QUERY_NORM = 0.4  # usual norm of a query's lexical part; it only balances the scale
 
 # %% ../nbs/033_lexical_dimensions.ipynb #80f61a0d
 def save_lexical(
