@@ -66,6 +66,8 @@ RESIDUAL = 0.7  # factor of the random part's scores: what is lost is made up fo
 
 def _directions(matrix: csr_array, dimensions: int, seed: int) -> np.ndarray:  # (terms, at most `dimensions`)
     "Return the singular directions of a matrix and, if there are too few for all of it, random projections of the rest."
+    if 0 in matrix.shape:
+        return np.zeros((matrix.shape[1], 1))  # a corpus without words
     exact = min(matrix.shape) <= dimensions
     singular = randomized_svd(matrix, min(matrix.shape) if exact else dimensions // 2, n_oversamples=20, n_iter=2, random_state=seed)[2].T
     if exact:
