@@ -98,7 +98,7 @@ async def _send_counted(session: _Session, client: openai.AsyncOpenAI, body: dic
             raise RefusedError(str(error)) from None
         raise InputError(
             f"no LLM answers at {client.base_url} ({error.reason}; {GONE} requests, {error.attempts} times each): "
-            "start it, or correct generate.llm_base_url; finished replies are kept: run the same command again"
+            "start it, or correct its address; finished replies are kept: run the same command again"
         ) from None
     session.failed_in_a_row = 0
     return reply

@@ -21,12 +21,16 @@ from .runs import InputError
 # %% ../nbs/63_endpoint_check.ipynb #9f97ff2d
 def deciding_set(
     stage: Stage,  # the running stage; its inputs are recorded
-) -> tuple[str, RetrievalSet]:  # "human" or "generated"
+) -> tuple[str, RetrievalSet]:  # "human", "judged" or "generated"
     "Read the test set that decided stage 4's verdict."
     evaluation = read_manifest(stage.run_dir, "evaluate")
     name = evaluation["metrics"]["deciding"]
-    is_human = name == "human"
-    folder = evaluation["parameters"]["test_set"] if is_human else artefact(stage.run_dir, "prepare", "eval_beir")
+    if name == "human":
+        folder = evaluation["parameters"]["test_set"]
+    elif name == "judged":
+        folder = artefact(stage.run_dir, "evaluate", "judged")
+    else:
+        folder = artefact(stage.run_dir, "prepare", "eval_beir")
     return name, read_beir(stage.read(folder))
 
 # %% ../nbs/63_endpoint_check.ipynb #8c2cccf3

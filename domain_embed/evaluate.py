@@ -12,10 +12,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from .baselines import search_systems
+from .baselines import SystemResult, search_systems
 from .beir import RetrievalSet
 from .charts import map_corpus, plot_metrics
 from .evaluation_sets import is_out_of_domain, read_sets, record_models, set_folders
+from .judged_set import check_log, judge_log, log_remarks
 from .manifests import Stage, artefact, open_stage, read_manifest
 from .models import load_base, model_revision
 from .parameters import StageSettings, check_parameters
@@ -32,6 +33,19 @@ class Settings(StageSettings):
     run_dir: str
     test_set: str
     systems: list
+    queries: str
+    max_queries: int
+    pool_depth: int
+    grading_llm: str
+    second_grading_llm: str
+    grading_base_url: str
+    grading_api_key_env: str
+    grading_budget: float
+    llm_concurrency: int
+    llm_retries: int
+    llm_timeout: float
+    llm_input_price: float
+    llm_output_price: float
     out_of_domain_sets: list
     min_gain: float
     trusted_models: list
@@ -58,9 +72,15 @@ def _evaluate_sets(stage: Stage, settings: Settings, sets: dict[str, RetrievalSe
         others = [parse_system(name) for name in dict.fromkeys(["dense", "base+lexical", *(system.name for system in others)])]
     stage.metrics["base_model_revision"] = model_revision(base)
     own, scores = [parse_system(name) for name in OWN_SYSTEMS], {}
+
+    def retrieve(test: RetrievalSet, systems: list[System]) -> dict[str, SystemResult]:
+        return search_systems(systems, test, lambda source: encoder(source.name), cache, s.rerank_top_k, 2 * s.max_length, s.trusted_models)
+
+    if s.queries:
+        results, encode = lambda test: retrieve(test, own + others).values(), functools.partial(encoder("base").encode_texts, cache, kind="query")
+        sets["judged"] = judge_log(stage, s, sets["generated"], results, encode)
     for name, test in sets.items():
-        compared = own if is_out_of_domain(name) else [*own, *others]
-        results = search_systems(compared, test, lambda source: encoder(source.name), cache, s.rerank_top_k, 2 * s.max_length, s.trusted_models)
+        results = retrieve(test, own if is_out_of_domain(name) else own + others)
         scores[name] = evaluate_set(stage, name, test, results, base, is_out_of_domain(name), s.min_gain, s.seed)
     write_tables(stage.folder, scores)
     figures = {"metrics": plot_metrics(stage.metrics["sets"], s.min_gain)}
@@ -77,14 +97,18 @@ def run_evaluate(
     "Compare the base model, the tuned model and other systems."
     check_parameters("evaluate", settings.parameters(), "40_evaluate")
     others = other_systems(settings.systems, settings.trusted_models)
+    if settings.queries:
+        check_log(settings.queries, settings.grading_llm)
     with open_stage(settings.run_dir, "evaluate", settings.parameters()) as stage:
         if not stage.done:
             sets = read_sets(stage, set_folders(settings.run_dir, settings.test_set, settings.out_of_domain_sets))
             record_models(stage, others)
             kept = read_manifest(settings.run_dir, "finetune")["metrics"]
             unchanged = kept["merge_weight"] == 0 and not kept.get("lexical")
-            stage.metrics |= {"deciding": "human" if settings.test_set else "generated", "base_kept": unchanged, "sets": {}}
+            deciding = "human" if settings.test_set else "judged" if settings.queries else "generated"
+            stage.metrics |= {"deciding": deciding, "base_kept": unchanged, "sets": {}}
             _evaluate_sets(stage, settings, sets, others)
-            untrained = [name for name in stage.metrics["sets"][stage.metrics["deciding"]]["systems"] if not parse_system(name).trained]
-            stage.metrics["remarks"] = remarks(stage.metrics["sets"], stage.metrics["deciding"], untrained) + advice(settings.run_dir)
+            untrained = [name for name in stage.metrics["sets"][deciding]["systems"] if not parse_system(name).trained]
+            stage.metrics["remarks"] = remarks(stage.metrics["sets"], deciding, untrained) + advice(settings.run_dir)
+            stage.metrics["remarks"] += log_remarks(stage.metrics["judged"]) if settings.queries else []
     return stage.manifest

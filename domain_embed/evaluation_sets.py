@@ -39,7 +39,7 @@ def is_out_of_domain(
     name: str,  # of a test set
 ) -> bool:
     "Return whether a test set only measures losses on other domains."
-    return name not in ("generated", "human")
+    return name not in ("generated", "human", "judged")
 
 # %% ../nbs/49_evaluation_sets.ipynb #6f2068dc
 def read_sets(

@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'run_export']
 
 # %% ../nbs/50_export.ipynb #5c24615e
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnxruntime
 
@@ -17,6 +17,7 @@ from .parameters import StageSettings, check_parameters
 from .parity import ndcg10, reference_vectors, sample_set
 from .run_models import load_system
 from .runs import write_json
+from .system_choice import choose_system
 
 # %% ../nbs/50_export.ipynb #79df9929
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Settings(StageSettings):
 def run_export(settings: Settings) -> dict:  # the stage's manifest
     "Export the tuned model and compare the graphs with PyTorch."
     check_parameters("export", settings.parameters(), "50_export")
-    run_dir = settings.run_dir
+    run_dir, reason = settings.run_dir, "export.model"
+    if settings.model == "auto":
+        name, reason = choose_system(run_dir)
+        settings = replace(settings, model=name)
     with open_stage(run_dir, "export", settings.parameters()) as stage:
         if stage.done:
             return stage.manifest
@@ -55,6 +59,7 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
             "passages": len(test.passages),
             "pytorch_ndcg@10": ndcg10(test, *reference),
             "model": settings.model,
+            "reason": reason,
             "dimensions": model.get_embedding_dimension(),
             "precision": precision,  # of the tuned model's weights
             "parity": results,

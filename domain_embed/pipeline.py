@@ -77,6 +77,10 @@ def check_settings(
         )
     for folder in filter(None, (settings["evaluate"]["test_set"], *settings["evaluate"]["out_of_domain_sets"])):
         read_beir(folder)
+    if queries := settings["evaluate"]["queries"]:
+        from domain_embed.judged_set import check_log  # imports PyTorch
+
+        check_log(queries, settings["evaluate"]["grading_llm"])
     if (systems := settings["evaluate"]["systems"]) != stage_parameters("evaluate")["systems"].default:
         from domain_embed.systems import parse_system  # imports PyTorch
 

@@ -94,12 +94,13 @@ class PromptStyle:
 # %% ../nbs/086_prompts.ipynb #0eb84cd3
 def read_queries(
     path: str | Path,  # a text file with one query per line, or queries.jsonl
+    setting: str = "query_examples",  # that names the file, for errors
 ) -> tuple[str, ...]:
     "Read queries of real users, each once. Raises `InputError` if there are none."
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"query_examples {path} does not exist: give a text file with a query a line, or a queries.jsonl"
+            f"{setting} {path} does not exist: give a text file with a query a line, or a queries.jsonl"
         )
     if path.suffix == ".jsonl":
         lines = [str(row["text"]) for row in read_jsonl(path, required=("text",))]
@@ -107,7 +108,7 @@ def read_queries(
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     queries = tuple(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
     if not queries:
-        raise InputError(f"query_examples {path} holds no query: one a line is expected")
+        raise InputError(f"{setting} {path} holds no query: one a line is expected")
     return queries
 
 # %% ../nbs/086_prompts.ipynb #fa0c607f

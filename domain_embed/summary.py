@@ -139,7 +139,9 @@ def remarks(
         parts = [f"{name} {v['queries']} questions, base {v['base']:.3f}, tuned {v['tuned']:.3f}" for name, v in groups.items()]
         found.append(f"{deciding} nDCG@10 by stage 1's round trip, which depends on the base model and BM25: {'; '.join(parts)}")
     if deciding == "generated":
-        found.append("the verdict is based on generated questions, and users may ask differently: set evaluate.test_set to a BEIR folder of human queries")
+        found.append(
+            "the verdict is based on generated questions, and users may ask differently: set evaluate.test_set to a BEIR folder of human queries, or evaluate.queries to a search log"
+        )
     return found
 
 # %% ../nbs/45_summary.ipynb #7d46d554
