@@ -6,24 +6,15 @@
 __all__ = ['Settings', 'run_evaluate']
 
 # %% ../nbs/40_evaluate.ipynb #9199b5ae
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib.pyplot as plt
-
-from .baselines import SystemResult, search_systems
-from .beir import RetrievalSet
-from .charts import map_corpus, plot_metrics
-from .evaluation_sets import is_out_of_domain, read_sets, record_models, set_folders
-from .judged_set import check_log, judge_log, log_remarks
-from .manifests import Stage, artefact, open_stage, read_manifest
-from .models import load_base, model_revision
+from .evaluation_sets import read_sets, record_models, set_folders
+from .judged_set import check_log, log_remarks
+from .manifests import artefact, open_stage, read_manifest
 from .parameters import StageSettings, check_parameters
-from .run_models import load_run_models
-from .scoring import evaluate_set, write_tables
+from .set_evaluation import evaluate_sets
 from .summary import advice, remarks
-from .systems import OWN_SYSTEMS, Source, System, open_encoder, other_systems, parse_system
+from .systems import other_systems, parse_system
 
 # %% ../nbs/40_evaluate.ipynb #4bfc4a27
 @dataclass(frozen=True)
@@ -59,37 +50,6 @@ class Settings(StageSettings):
     trust_remote_code: bool
     seed: int
 
-# %% ../nbs/40_evaluate.ipynb #35d75a33
-def _evaluate_sets(stage: Stage, settings: Settings, sets: dict[str, RetrievalSet], others: list[System]) -> None:
-    "Evaluate all systems on all test sets, and write tables and plots."
-    s, run_dir = settings, settings.run_dir
-    cache = Path(run_dir) / "cache" / "vectors"
-    base = load_base(s)
-    stage.read(artefact(run_dir, "finetune", "model"))
-    models = load_run_models(run_dir, base, s.max_length, s.trust_remote_code)
-    encoder = functools.cache(lambda name: open_encoder(Source(name), models, s.max_length, s.trusted_models, s.endpoint_api_key_env))
-    if models.lexical:
-        others = [parse_system(name) for name in dict.fromkeys(["dense", "base+lexical", *(system.name for system in others)])]
-    stage.metrics["base_model_revision"] = model_revision(base)
-    own, scores = [parse_system(name) for name in OWN_SYSTEMS], {}
-
-    def retrieve(test: RetrievalSet, systems: list[System]) -> dict[str, SystemResult]:
-        return search_systems(systems, test, lambda source: encoder(source.name), cache, s.rerank_top_k, 2 * s.max_length, s.trusted_models)
-
-    if s.queries:
-        results, encode = lambda test: retrieve(test, own + others).values(), functools.partial(encoder("base").encode_texts, cache, kind="query")
-        sets["judged"] = judge_log(stage, s, sets["generated"], results, encode)
-    for name, test in sets.items():
-        results = retrieve(test, own if is_out_of_domain(name) else own + others)
-        scores[name] = evaluate_set(stage, name, test, results, base, is_out_of_domain(name), s.min_gain, s.seed)
-    write_tables(stage.folder, scores)
-    figures = {"metrics": plot_metrics(stage.metrics["sets"], s.min_gain)}
-    if s.map_passages:
-        figures["map"] = map_corpus({"base": base, "tuned": models.dense}, sets[stage.metrics["deciding"]], cache, s.map_passages, s.seed)
-    for name, figure in figures.items():
-        figure.savefig(stage.folder / f"{name}.png", dpi=150, metadata={"Software": None})
-        plt.close(figure)
-
 # %% ../nbs/40_evaluate.ipynb #45d14302
 def run_evaluate(
     settings: Settings,
@@ -107,7 +67,7 @@ def run_evaluate(
             unchanged = kept["merge_weight"] == 0 and not kept.get("lexical")
             deciding = "human" if settings.test_set else "judged" if settings.queries else "generated"
             stage.metrics |= {"deciding": deciding, "base_kept": unchanged, "sets": {}}
-            _evaluate_sets(stage, settings, sets, others)
+            evaluate_sets(stage, settings, sets, others)
             untrained = [name for name in stage.metrics["sets"][deciding]["systems"] if not parse_system(name).trained]
             stage.metrics["remarks"] = remarks(stage.metrics["sets"], deciding, untrained) + advice(settings.run_dir)
             stage.metrics["remarks"] += log_remarks(stage.metrics["judged"]) if settings.queries else []

@@ -72,12 +72,12 @@ class Agreement:
     kappa: float | None  # Cohen's, of the grades; None: both judges always give the same grade
     relevance_kappa: float | None  # of relevance
 
-
+# %% ../nbs/492_grading.ipynb #da5ffdc9
 def _kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
     "Return Cohen's κ; None if it is not defined."
     return float(cohen_kappa_score(first, second)) if len({*first, *second}) > 1 else None
 
-
+# %% ../nbs/492_grading.ipynb #b2594368
 def compare_grades(first: Sequence[int], second: Sequence[int]) -> Agreement:
     "Compare the grades of two judges."
     same = sum(a == b for a, b in zip(first, second, strict=True))
