@@ -18,6 +18,7 @@ from .parity import ndcg10, reference_vectors, sample_set
 from .run_models import load_system
 from .runs import write_json
 from .system_choice import choose_system
+from .tensorrt_export import why_no_tensorrt
 
 # %% ../nbs/50_export.ipynb #79df9929
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
         model = load_system(run_dir, settings.model, settings.max_length, settings.trust_remote_code)
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         reference = reference_vectors(model, test)
-        graphs = write_graphs(model, stage.folder / "onnx", settings.int8)
+        graphs = write_graphs(model, stage.folder / "onnx", settings.int8, settings.tensorrt and why_no_tensorrt() is None)
         results = compare_graphs(graphs, test, reference)
         check_fp32(results["onnx fp32"], settings.max_ndcg_change)
         stage.metrics |= {

@@ -12,8 +12,10 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from .beir import RetrievalSet
+from .fusion import graph_bytes
 from .inference import load_exported
-from .onnx_export import export_onnx, graph_bytes, quantize_int8
+from .int8 import quantize_int8
+from .onnx_export import export_onnx
 from .parity import embed_set, parity
 from .runs import InputError
 from .tensorrt_export import build_engine, why_no_tensorrt
@@ -23,9 +25,10 @@ def write_graphs(
     model: SentenceTransformer,  # moved to the CPU and converted to float32 in place
     folder: Path,  # created if missing
     int8: bool,  # also write an 8-bit graph
+    keep_plain: bool = False,  # as `export_onnx`; `add_tensorrt` needs it
 ) -> dict[str, Path]:  # "onnx fp32" and "onnx int8": graph
     "Export a model as an ONNX graph in 32 bits and in 8 bits."
-    path = export_onnx(model, folder)
+    path = export_onnx(model, folder, keep_plain)
     graphs = {"onnx fp32": path}
     if int8:
         graphs["onnx int8"] = quantize_int8(path, folder / "model_int8.onnx")
@@ -63,7 +66,7 @@ def check_fp32(
 
 # %% ../nbs/53_graphs.ipynb #089f3579
 def add_tensorrt(
-    path: Path,  # the fp32 graph; model.plan is written beside it
+    path: Path,  # the fp32 graph, with plain.onnx beside it; model.plan is written there
     max_length: int,  # tokens
     enabled: bool,  # export.tensorrt
 ) -> str:  # the status, for the report
@@ -72,5 +75,7 @@ def add_tensorrt(
     if missing is None:
         import tensorrt
 
-        build_engine(tensorrt, path, path.with_name("model.plan"), max_length)
+        build_engine(tensorrt, path.with_name("plain.onnx"), path.with_name("model.plan"), max_length)
+        for file in path.parent.glob("plain.onnx*"):
+            file.unlink()
     return missing or "built, not compared"

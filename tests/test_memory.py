@@ -50,7 +50,7 @@ if __name__ == "__main__":
     texts = {p: text for row in rows for p in (row.positive, row.negatives[0][0])}
     steps = [[Example(row, (row.negatives[0][0],)) for row in rows]] * 2
     options = Options(learning_rate=1e-4, warmup_steps=0, weight_decay=0.0, evaluations=1, seed=0, keep="last", mini_batch_size=mini_batch_size)
-    job = Job((str(folder / "model"), 256, "", "", False), 128, 0, steps, texts, {}, Objective(0.05, 0.0, 1.0), None, options, checkpointing)
+    job = Job((str(folder / "model"), 256, "", "", False), 128, 0, steps, texts, {}, Objective(0.05, 0.0, 1.0), None, options, checkpointing=checkpointing)
     distributed.run_job(job, folder)
     print(json.dumps({"computed": seen["plan"].needed, "measured": resident("VmHWM") - seen["before"] + seen["weights"]}))
 """
