@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from onnxscript import ir, optimizer
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-# %% ../nbs/511_fusion.ipynb #d7f84e75
+# %% ../nbs/511_fusion.ipynb #eedab164
 LARGE = 1.5e9  # bytes of a graph from which its weights are written to a separate file
 
 
@@ -24,7 +24,7 @@ def graph_bytes(
     "Return the size of a graph, including the file of its weights if there is one."
     return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.exists())
 
-
+# %% ../nbs/511_fusion.ipynb #c829a187
 def save_graph(
     model: ir.Model,
     path: Path,

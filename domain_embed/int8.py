@@ -25,10 +25,7 @@ def round_weights(
     scales = np.maximum(np.abs(weights).max(axis=axis, keepdims=True) / LEVELS, 1e-20).astype(np.float32)
     return np.round(weights / scales).astype(np.int8), scales
 
-# %% ../nbs/512_int8.ipynb #732a0d1f
-_Rounded = tuple[ir.Value, ir.Value]  # uint8 states, float32 scale of each token
-
-
+# %% ../nbs/512_int8.ipynb #cde91cbc
 class _Constants:
     "Scalars of a graph, each stored once."
 
@@ -39,6 +36,9 @@ class _Constants:
         if name not in self.graph.initializers:
             self.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(value, name=name)))
         return self.graph.initializers[name]
+
+# %% ../nbs/512_int8.ipynb #d0f1fc94
+_Rounded = tuple[ir.Value, ir.Value]  # uint8 states, float32 scale of each token
 
 
 def _round_tokens(states: ir.Value, tape: ir.tape.Tape, constant: _Constants) -> _Rounded:
@@ -73,7 +73,7 @@ def _table(node: ir.Node, tape: ir.tape.Tape, constant: _Constants) -> ir.Value:
     found = tape.op("Gather", [constant(f"{table.name}_int8", values), ids])
     return tape.op("Mul", [tape.op("Cast", [found], {"to": ir.DataType.FLOAT}), tape.op("Gather", [constant(f"{table.name}_scale", scales), ids])])
 
-# %% ../nbs/512_int8.ipynb #8de04c5b
+# %% ../nbs/512_int8.ipynb #8b7d0d31
 MIN_TABLE = 1000  # rows of a table that is worth rounding
 
 
@@ -82,7 +82,7 @@ def _is_matrix(value: ir.Value | None, rows: int = 1) -> bool:
     tensor = value.const_value if value is not None else None
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2 and tensor.shape[0] >= rows
 
-
+# %% ../nbs/512_int8.ipynb #96cd1e9a
 def _replace(node: ir.Node, tape: ir.tape.Tape, constant: _Constants, rounded: dict[ir.Value, _Rounded]) -> ir.Value | None:
     "Add what replaces a node to the tape; None: the node stays."
     if node.op_type == "Gather" and _is_matrix(node.inputs[0], MIN_TABLE):
