@@ -12,7 +12,7 @@ import onnxruntime
 
 from .beir import read_beir
 from .graphs import add_tensorrt, check_fp32, compare_graphs, write_graphs
-from .manifests import artefact, open_stage
+from .manifests import artefact, open_stage, read_manifest
 from .parameters import StageSettings, check_parameters
 from .parity import ndcg10, reference_vectors, sample_set
 from .run_models import load_system
@@ -52,7 +52,8 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
         model = load_system(run_dir, settings.model, settings.max_length, settings.trust_remote_code)
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         reference = reference_vectors(model, test)
-        graphs = write_graphs(model, stage.folder / "onnx", settings.int8, settings.tensorrt and why_no_tensorrt() is None)
+        sizes = read_manifest(run_dir, "finetune")["parameters"].get("matryoshka_dims", []) if settings.model in ("auto", "dense") else []
+        graphs = write_graphs(model, stage.folder / "onnx", settings.int8, sizes, settings.tensorrt and why_no_tensorrt() is None)
         results = compare_graphs(graphs, test, reference)
         check_fp32(results["onnx fp32"], settings.max_ndcg_change)
         stage.metrics |= {

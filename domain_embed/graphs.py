@@ -6,6 +6,7 @@
 __all__ = ['MIN_COSINE', 'write_graphs', 'compare_graphs', 'check_fp32', 'add_tensorrt']
 
 # %% ../nbs/53_graphs.ipynb #771eb980
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ def write_graphs(
     model: SentenceTransformer,  # moved to the CPU and converted to float32 in place
     folder: Path,  # created if missing
     int8: bool,  # also write an 8-bit graph
+    sizes: Sequence[int] = (),  # as `export_onnx`
     keep_plain: bool = False,  # as `export_onnx`; `add_tensorrt` needs it
 ) -> dict[str, Path]:  # "onnx fp32" and "onnx int8": graph
     "Export a model as an ONNX graph in 32 bits and in 8 bits."
-    path = export_onnx(model, folder, keep_plain)
+    path = export_onnx(model, folder, sizes, keep_plain)
     graphs = {"onnx fp32": path}
     if int8:
         graphs["onnx int8"] = quantize_int8(path, folder / "model_int8.onnx")

@@ -7,6 +7,7 @@ __all__ = ['OPSET', 'export_onnx']
 
 # %% ../nbs/51_onnx_export.ipynb #0962379a
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -72,14 +73,14 @@ def _trace(
     )
 
 # %% ../nbs/51_onnx_export.ipynb #3e9c2469
-def _write_tokenizer(model: SentenceTransformer, folder: Path) -> None:
+def _write_tokenizer(model: SentenceTransformer, folder: Path, sizes: Sequence[int]) -> None:
     "Write tokenizer.json, and export.json with prompts, maximum length and dimensions."
     model.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer.json")
     shutil.rmtree(folder / "tokenizer")
     prompts = {kind: model.prompts.get(kind, "") for kind in ("query", "document")}
     prompts = {kind: prompt if prompt.strip() else "" for kind, prompt in prompts.items()}  # a space only marks a query
-    config = {"max_length": model.max_seq_length, "dimensions": model.get_embedding_dimension(), "prompts": prompts}
+    config = {"max_length": model.max_seq_length, "dimensions": model.get_embedding_dimension(), "sizes": list(sizes), "prompts": prompts}
     if isinstance(model[0], LexicalTransformer):
         config["own_dimensions"] = model[-1].own_dimensions
         save_weights(model[0].weights, folder)
@@ -89,6 +90,7 @@ def _write_tokenizer(model: SentenceTransformer, folder: Path) -> None:
 def export_onnx(
     model: SentenceTransformer,  # moved to the CPU and converted to float32 in place
     folder: str | Path,  # gets model.onnx, tokenizer.json, export.json; created if missing
+    sizes: Sequence[int] = (),  # dimensions that the model was also trained for, in Matryoshka's way
     keep_plain: bool = False,  # also keep the graph without fused operators, as plain.onnx
 ) -> Path:  # model.onnx
     "Export a model as an ONNX graph with its tokenizer, prompts and maximum length."
@@ -102,5 +104,5 @@ def export_onnx(
     if not keep_plain:
         for file in folder.glob("plain.onnx*"):
             file.unlink()
-    _write_tokenizer(model, folder)
+    _write_tokenizer(model, folder, sizes)
     return path

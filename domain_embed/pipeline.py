@@ -125,13 +125,13 @@ def _print_estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> Non
 
 # %% ../nbs/70_pipeline.ipynb #8afdd3b4
 def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:
-    "Serve in the foreground until interrupted."
-    from domain_embed.server_process import run_server, serve_command  # imports PyTorch
+    "Become the server, until interrupted."
+    from domain_embed.server_process import become_server, free_port, serve_command  # imports PyTorch
 
     command = serve_command(run_dir, values["precision"], values["model_name"], host, port)
+    free_port(host, port)
     print_line(f"serving http://{host}:{port}/v1/embeddings as {values['model_name']!r}; Ctrl-C stops")
-    if status := run_server(command):
-        raise InputError(f"the server ended with status {status}: if port {port} is in use, choose another one with --port")
+    become_server(command)
 
 # %% ../nbs/70_pipeline.ipynb #17cb9be3
 def run_command(

@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm as auto_tqdm
 from tqdm.std import tqdm as text_tqdm
@@ -72,6 +71,8 @@ def count_records(
     if path.is_dir():
         return sum(p.is_file() for p in path.rglob("*"))
     if path.suffix == ".parquet":
+        import pyarrow.parquet as pq  # large; a server does not need it
+
         return pq.read_metadata(path).num_rows
     if path.suffix in (".jsonl", ".tsv"):
         with path.open("rb") as file:
