@@ -17,7 +17,7 @@ import numpy as np
 
 from .inference import GRAPH_ERRORS, ExportedModel, run_graph
 
-# %% ../nbs/612_batching.ipynb #f6d5a635
+# %% ../nbs/612_batching.ipynb #f0121060
 @dataclass(eq=False)
 class Request:
     "Texts of a client that wait for their vectors."
@@ -30,7 +30,7 @@ class Request:
     left: int = 0  # texts that have no vector yet
     cancelled: bool = False
 
-
+# %% ../nbs/612_batching.ipynb #4cbb8cf1
 @dataclass(eq=False)
 class _Item:
     "One text of a request."

@@ -44,7 +44,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
     user: StrictStr | None = None
 
-# %% ../nbs/611_embedding_request.ipynb #5079c078
+# %% ../nbs/611_embedding_request.ipynb #c54dd9d8
 def _validation_message(error: ValidationError) -> tuple[str, str]:  # message, name of the field
     "Describe the first problem of a body."
     first = error.errors()[0]
@@ -55,7 +55,7 @@ def _validation_message(error: ValidationError) -> tuple[str, str]:  # message, 
         return "input must be a string, or a list of at least one string", field
     return f"{field}: {first['msg']}", field
 
-
+# %% ../nbs/611_embedding_request.ipynb #6e9639a7
 def read_body(body: bytes) -> EmbeddingRequest:
     "Parse a request's body. Raises `ApiError` if it is not a request."
     try:
