@@ -14,7 +14,7 @@ from .beir import read_beir
 from .graphs import add_tensorrt, check_fp32, compare_graphs, write_graphs
 from .manifests import artefact, open_stage, read_manifest
 from .parameters import StageSettings, check_parameters
-from .parity import ndcg10, reference_vectors, sample_set
+from .parity import PROBES, ndcg10, reference_vectors, sample_set, with_probes
 from .run_models import load_system
 from .runs import write_json
 from .system_choice import choose_system
@@ -48,7 +48,7 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
             return stage.manifest
         stage.read(artefact(run_dir, "finetune", "model"))
         whole = read_beir(stage.read(artefact(run_dir, "prepare", "eval_beir")))
-        test = sample_set(whole, settings.parity_passages, settings.seed)
+        test = with_probes(sample_set(whole, settings.parity_passages, settings.seed))
         model = load_system(run_dir, settings.model, settings.max_length, settings.trust_remote_code)
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         reference = reference_vectors(model, test)
@@ -57,8 +57,8 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
         results = compare_graphs(graphs, test, reference)
         check_fp32(results["onnx fp32"], settings.max_ndcg_change)
         stage.metrics |= {
-            "queries": len(test.queries),
-            "passages": len(test.passages),
+            "queries": len(test.qrels),
+            "passages": len(test.passages) - len(PROBES),
             "pytorch_ndcg@10": ndcg10(test, *reference),
             "model": settings.model,
             "reason": reason,
