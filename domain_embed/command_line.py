@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'EXAMPLES', 'parameter_help', 'stages_of', 'parser', 'par
 import argparse
 import json
 
+from .backends import BACKENDS
 from .parameters import stage_parameters
 from .profiles import load_profile
 from .runs import STAGES
@@ -80,6 +81,8 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     command.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     command.add_argument("--check", action="store_true", help="check the endpoint and stop without serving it")
+    command.add_argument("--backend", choices=BACKENDS, default="local", help="server to start (default: %(default)s)")
+    command.add_argument("--dry-run", action="store_true", help="print the server's command and files, and stop")
 
 # %% ../nbs/72_command_line.ipynb #8f45d7a4
 def parser() -> argparse.ArgumentParser:

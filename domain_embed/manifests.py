@@ -109,9 +109,8 @@ def capabilities(
     stage: str,  # one of `STAGES`
 ) -> dict[str, bool]:  # empty: the stage's files depend on none
     "Return what the files of a stage depend on besides its parameters, inputs and code."
-    if stage != "export":
-        return {}
-    return {"gpu": Path("/dev/nvidiactl").exists(), "tensorrt": find_spec("tensorrt") is not None}
+    found = {"gpu": Path("/dev/nvidiactl").exists(), "tensorrt": find_spec("tensorrt") is not None}
+    return found if stage == "export" else {}
 
 # %% ../nbs/08_manifests.ipynb #96eb533c
 def why_run(

@@ -8,6 +8,7 @@ __all__ = ['settings_for', 'assignments_of', 'check_settings', 'NotShippedError'
 # %% ../nbs/70_pipeline.ipynb #f83c8c6e
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,26 @@ def _print_estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> Non
         print_line("estimated from token counts: a reasoning model writes more; --estimate without =offline sends a few requests")
 
 # %% ../nbs/70_pipeline.ipynb #8afdd3b4
-def _serve(run_dir: Path, values: dict[str, Any], host: str, port: int) -> None:
+def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -> None:
     "Become the server, until interrupted."
-    from domain_embed.server_process import become_server, free_port, serve_command  # imports PyTorch
+    from domain_embed.backends import plan_backend, prepare_plan  # imports PyTorch
+    from domain_embed.server_process import become_server, free_port, serve_command
 
-    command = serve_command(run_dir, values["precision"], values["model_name"], host, port)
+    host, port, name = options.host, options.port, values["model_name"]
+    if options.backend == "local":
+        command = serve_command(run_dir, values["precision"], name, host, port)
+    else:
+        plan = plan_backend(options.backend, run_dir, values["precision"], name, host, port)
+        command = plan.command
+        print_line("\n".join(f"remark: {remark}" for remark in plan.remarks))
+    if options.dry_run:
+        files = {} if options.backend == "local" else plan.files
+        print("\n".join([f"--- {path}\n{content}" for path, content in files.items()] + [shlex.join(command)]))
+        return
+    if options.backend != "local":
+        prepare_plan(plan)
     free_port(host, port)
-    print_line(f"serving http://{host}:{port}/v1/embeddings as {values['model_name']!r}; Ctrl-C stops")
+    print_line(f"serving http://{host}:{port}/v1/embeddings as {name!r}; Ctrl-C stops")
     become_server(command)
 
 # %% ../nbs/70_pipeline.ipynb #17cb9be3
@@ -146,6 +160,9 @@ def run_command(
     if getattr(options, "estimate", False) or getattr(options, "estimate_offline", False):
         _print_estimate(run_dir, settings["generate"], options.estimate_offline)
         return
+    if getattr(options, "dry_run", False):
+        _serve(run_dir, settings["deploy"], options)
+        return
     stages = stages_of(options.command)
     for stage in stages[1:] if options.command == "run" and settings["prepare"]["pairs"] else stages:
         run_stage(run_dir, stage, settings[stage])
@@ -155,7 +172,7 @@ def run_command(
     print_line(f"\nreport: {report.resolve()}")
     require_verdict(run_dir, getattr(options, "require", None))
     if options.command == "deploy" and not options.check:
-        _serve(run_dir, settings["deploy"], options.host, options.port)
+        _serve(run_dir, settings["deploy"], options)
 
 # %% ../nbs/70_pipeline.ipynb #db8c3401
 def main(

@@ -123,4 +123,4 @@ def become_server(
 ) -> NoReturn:
     "Replace this process by the server, so that signals reach it."
     sys.stdout.flush()
-    os.execv(command[0], command)
+    os.execvp(command[0], command)
