@@ -37,6 +37,13 @@ class ExportedModel:
 _NAMES = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 GRAPH_ERRORS = tuple(getattr(errors, name) for name in _NAMES)  # of a graph that cannot run; they have no common class
 
+# %% ../nbs/06_inference.ipynb #fa07383a
+def _options() -> onnxruntime.SessionOptions:
+    "Return options under which threads sleep while they wait."
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
 # %% ../nbs/06_inference.ipynb #90633769
 def load_exported(
     folder: str | Path,  # with the graph, tokenizer.json and export.json
@@ -55,7 +62,7 @@ def load_exported(
     if "CUDAExecutionProvider" in available:
         onnxruntime.preload_dlls()  # without PyTorch in the process nothing has loaded CUDA's libraries
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    session = onnxruntime.InferenceSession(str(folder / graph), providers=providers)
+    session = onnxruntime.InferenceSession(str(folder / graph), _options(), providers=providers)
     lexical = read_weights(folder) if (folder / "lexical.json").exists() else None
     sizes = tuple(config.get("sizes", ()))
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"], config.get("own_dimensions", 0), lexical, sizes)
@@ -112,7 +119,7 @@ def run_graph(
     token_ids: Sequence[list[int]],  # from `tokenize`
     texts: Sequence[str] = (),  # the same texts, whose words a model with lexical dimensions weights
     kind: str = "document",  # "query" or "document"
-    batch_size: int = 16,
+    batch_size: int = 8,  # more texts at once are not faster on a CPU
     desc: str | None = None,  # label of the progress bar; None: no bar
 ) -> np.ndarray:  # float32 (len(token_ids), dimensions), each vector of length 1
     "Compute unit vectors from token ids."
