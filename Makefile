@@ -1,5 +1,5 @@
 # make demo   the whole recipe on the example corpus, on a fresh machine
-# make test   everything that CI checks; make test-slow: what takes longer (kills, TensorRT's planner, a browser: it needs Debian's chromium)
+# make test   everything that CI checks; make test-slow: what takes longer (kills, TensorRT's planner, other clients, a browser: it needs Debian's chromium)
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
@@ -23,7 +23,7 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
-	$(BIN)/pip install -q tensorrt-rtx==1.7.1.116 playwright==1.65.2
+	$(BIN)/pip install -q tensorrt-rtx==1.7.1.116 playwright==1.65.2 langchain-openai==1.7.4 llama-index-embeddings-openai-like==0.4.0 schemathesis==4.32.5
 	$(BIN)/pytest -m slow
 
 # modules, clean notebooks and the README, all from nbs/

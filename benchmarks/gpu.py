@@ -416,7 +416,7 @@ def onnx_section(setup: Setup) -> Rows:
 def write_graph(model: SentenceTransformer, folder: Path) -> None:
     "As `export_onnx`, in the model's own precision."
     _trace(model.cpu().eval()).save(str(folder / "model.onnx"))
-    _write_tokenizer(model, folder)
+    _write_tokenizer(model, folder, ())
 
 
 def run_engine(context: object, features: dict[str, torch.Tensor], dimensions: int) -> torch.Tensor:
@@ -444,7 +444,7 @@ def tensorrt_section(setup: Setup) -> Rows:
     took, vectors = turns({"": lambda: encode(model, texts, "document", desc="")}, 2)[""]
     features = [model.preprocess(texts[start : start + 64]) for start in range(0, len(texts), 64)]
     with tempfile.TemporaryDirectory() as name:
-        path, dimensions, longest = export_onnx(model, name), model.get_embedding_dimension(), model.max_seq_length
+        path, dimensions, longest = export_onnx(model, name, keep_plain=True).with_name("plain.onnx"), model.get_embedding_dimension(), model.max_seq_length
         building, plan = seconds(lambda: build_engine(trt, path, path.with_name("model.plan"), longest))
         yield {"engine": f"{found[0]} {trt.__version__}", "seconds to build": round(building, 1), "megabytes": round(plan.stat().st_size / 1e6)}
         logger = trt.Logger(trt.Logger.WARNING)

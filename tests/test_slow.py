@@ -16,6 +16,8 @@ from conftest import COMMAND, assert_ok, domain_embed, set_options
 from domain_embed.beir import read_beir
 from domain_embed.jsonl import read_jsonl
 from domain_embed.manifests import read_manifest
+from domain_embed.models import load_model
+from domain_embed.onnx_export import export_onnx
 from domain_embed.runs import STAGES
 
 pytestmark = pytest.mark.slow
@@ -48,7 +50,8 @@ def test_tensorrt_plans_the_graph(tiny_run, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx")
     from domain_embed.tensorrt_export import build_engine
 
-    plan = build_engine(trt, tiny_run[0] / "5_export/onnx/model.onnx", tmp_path / "model.plan", max_length=64)
+    path = export_onnx(load_model(str(tiny_run[0] / "3_finetune/model"), 64), tmp_path / "onnx", keep_plain=True)
+    plan = build_engine(trt, path.with_name("plain.onnx"), tmp_path / "model.plan", max_length=64)
     assert plan.stat().st_size > 10_000_000
 
 
