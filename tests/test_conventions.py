@@ -1,6 +1,7 @@
 """Conventions: notebooks and modules agree, imports run one way, cells are small and show their results, settings have one name and one description."""
 
 import ast
+import configparser
 import json
 import re
 import shutil
@@ -211,3 +212,13 @@ def test_links_between_notebooks_lead_somewhere():
     assert links and not {(where, link) for where, link in links if link not in names}
     listed = set(re.findall(r"\w+\.ipynb", (ROOT / "nbs/_smalldocs.yml").read_text()))
     assert listed == names
+
+
+def test_the_container_installs_what_the_service_needs():
+    config = configparser.ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini")
+    needed = config["DEFAULT"]["serve_requirements"].split()
+    assert re.findall(r'"([\w-]+>=[\d.]+)"', (ROOT / "templates/Dockerfile").read_text()) == needed
+    program = "import sys, domain_embed.service; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    assert {"onnxruntime", "tokenizers", "uvicorn"} <= loaded and not loaded & {"torch", "pandas", "faiss", "scipy", "sklearn", "datasketch", "transformers", "pyarrow", "openai", "httpx"}
