@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from .batching import Batcher, compute
-from .embedding_request import ApiError, Texts, answer_body, read_request
+from .embedding_request import ApiError, Prepared, answer_body, read_request
 from .inference import ExportedModel, run_graph, tokenize
 from .runs import InputError
 from .service_log import Metrics
@@ -24,11 +25,11 @@ from .service_log import Metrics
 class Limits:
     "What a service accepts."
 
-    body: int = 32 << 20  # bytes
+    body: int = 16 << 20  # bytes
     characters: int = 1_000_000  # of a text
     queue: int = 8192  # texts that wait
-    requests: int = 512  # at the same time
-    seconds: float = 60  # from the whole body to the answer; the body has as long to arrive
+    requests: int = 256  # at the same time
+    seconds: float = 60.0  # from the whole body to the answer; the body has as long to arrive
 
 # %% ../nbs/614_answering.ipynb #4b4d1ccc
 class Service:
@@ -55,7 +56,7 @@ class Service:
         self.readers.shutdown()
 
 # %% ../nbs/614_answering.ipynb #259d8ca7
-def read_texts(service: Service, body: bytes) -> tuple[Texts, list[list[int]]]:  # token ids of each text
+def read_texts(service: Service, body: bytes) -> tuple[Prepared, list[list[int]]]:  # token ids of each text
     "Parse and tokenize a request. Raises `ApiError` if it cannot be answered."
     request = read_request(body, service.model, service.name, service.limits.characters)
     try:
@@ -71,10 +72,7 @@ async def answer_request(service: Service, body: bytes) -> bytes:
     waiting = service.batcher.waiting
     if waiting and waiting + len(token_ids) > service.limits.queue:
         raise ApiError(429, f"{waiting:,} texts wait already: try again later")
-    try:
-        vectors = await asyncio.wait_for(compute(service.batcher, token_ids, request.texts, request.kind), service.limits.seconds)
-    except TimeoutError:
-        raise ApiError(503, f"no answer within {service.limits.seconds:g} s: send fewer texts, or try again later") from None
+    vectors = await compute(service.batcher, token_ids, request.texts, request.kind)
     tokens = sum(map(len, token_ids))
     service.metrics.tokens.inc(tokens)
     return await loop.run_in_executor(service.readers, answer_body, request, vectors, tokens)
@@ -102,14 +100,21 @@ async def _gone(request: Request) -> None:
 # %% ../nbs/614_answering.ipynb #e84bbfb7
 async def respond(service: Service, request: Request) -> Response:
     "Answer a request for vectors, unless its client goes."
+    seconds, gone = service.limits.seconds, Response(status_code=499)
     try:
-        body = await asyncio.wait_for(read_body_within(request, service.limits.body), service.limits.seconds)
+        body = await asyncio.wait_for(read_body_within(request, service.limits.body), seconds)
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {service.limits.seconds:g} s") from None
+        raise ApiError(408, f"the body did not arrive within {seconds:g} s") from None
+    except ClientDisconnect:
+        return gone
     tasks = [asyncio.ensure_future(answer_request(service, body)), asyncio.ensure_future(_gone(request))]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return Response(tasks[0].result(), media_type="application/json") if tasks[0].done() else Response(status_code=499)
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return Response(tasks[0].result(), media_type="application/json")
+        if tasks[1].done():
+            return gone
+        raise ApiError(503, f"no answer within {seconds:g} s: send fewer texts, or try again later")
     finally:
         for task in tasks:
             task.cancel()

@@ -6,11 +6,14 @@
 __all__ = ['BACKENDS', 'IMAGES', 'ARCHITECTURES', 'Plan', 'dense_folder', 'check_architecture', 'plan_backend', 'prepare_plan']
 
 # %% ../nbs/64_backends.ipynb #ed440c0c
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import yaml
 
 from .manifests import artefact, read_manifest
 from .runs import InputError, asset
@@ -18,7 +21,7 @@ from .server_process import GRAPHS
 
 # %% ../nbs/64_backends.ipynb #42540bda
 BACKENDS = ("local", "docker", "nim", "vllm", "tei")
-IMAGES = {"nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:2.4", "vllm": "vllm/vllm-openai:latest", "tei": "ghcr.io/huggingface/text-embeddings-inference:1.8"}
+IMAGES = {"nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:2.4", "vllm": "vllm/vllm-openai:v0.18.0", "tei": "ghcr.io/huggingface/text-embeddings-inference:cpu-1.8"}
 
 
 @dataclass(frozen=True)
@@ -54,38 +57,45 @@ def check_architecture(
         raise InputError(f"{backend} does not serve the architecture {name} of {folder}: it serves {', '.join(known)}; take --backend docker")
 
 # %% ../nbs/64_backends.ipynb #3d62bc98
-def _container(image: str, host: str, port: int, inner_port: int, model: Path, options: Sequence[str], arguments: Sequence[str]) -> list[str]:
+def _container(image: str, port: int, inner_port: int, model: Path, options: Sequence[str], arguments: Sequence[str]) -> list[str]:
     "Return a docker command with the model mounted at /model."
     mount = f"type=bind,source={model.resolve()},target=/model,readonly"
-    return ["docker", "run", "--rm", "--publish", f"{host}:{port}:{inner_port}", "--mount", mount, *options, image, *arguments]
+    return ["docker", "run", "--rm", "--publish", f"127.0.0.1:{port}:{inner_port}", "--mount", mount, *options, image, *arguments]
 
 # %% ../nbs/64_backends.ipynb #effa5ed8
 def _other_server(backend: str, run_dir: str | Path, model_name: str, host: str, port: int) -> Plan:
     "Plan a server that reads the saved weights."
+    if host not in ("127.0.0.1", "localhost"):
+        raise InputError(f"--host {host}: {backend} is started without an API key, so it listens on 127.0.0.1 only: put a proxy before it, or take --backend docker")
     folder, lexical = dense_folder(run_dir)
     check_architecture(backend, folder)
     remarks = ["this server does not compute lexical dimensions: it serves the dense part, and stage 4 has its figures as the system 'dense'"] if lexical else []
     gpu = ["--gpus", "all", "--shm-size", "16g"]
     options, inner, arguments = {
         "nim": ([*gpu, "--env", "NGC_API_KEY", "--env", "NIM_ENGINE_MODEL_PATH=/model"], 8000, []),
-        "vllm": ([*gpu], 8000, ["--model", "/model", "--runner", "pooling", "--served-model-name", model_name]),
+        "vllm": ([*gpu], 8000, ["/model", "--runner", "pooling", "--served-model-name", model_name]),
         "tei": ([], 80, ["--model-id", "/model", "--served-model-name", model_name]),
     }[backend]
     if backend != "nim":
         remarks.append("this server knows no input_type: the client must put the model's prompts before its texts, see the model card")
-    return Plan(_container(IMAGES[backend], host, port, inner, folder, options, arguments), remarks=tuple(remarks))
+    return Plan(_container(IMAGES[backend], port, inner, folder, options, arguments), remarks=tuple(remarks))
 
 # %% ../nbs/64_backends.ipynb #5ebb0ee8
 def _docker(run_dir: str | Path, precision: str, model_name: str, host: str, port: int) -> Plan:
     "Plan our own service in a container."
-    folder = artefact(run_dir, "export", "onnx")
-    values = {"$HOST": host, "$PORT": str(port), "$MODEL": str(folder.resolve()), "$GRAPH": GRAPHS[precision], "$NAME": json.dumps(model_name)}
-    compose = (asset("templates") / "compose.yaml").read_text(encoding="utf-8")
-    for key, value in values.items():
-        compose = compose.replace(key, value)
-    target = Path(run_dir) / "docker"
-    files = {"Dockerfile": (asset("templates") / "Dockerfile").read_text(encoding="utf-8"), "compose.yaml": compose}
-    remarks = () if host.startswith("127.") else ("put API keys into DOMAIN_EMBED_API_KEYS: other machines can reach the port",)
+    folder, target = artefact(run_dir, "export", "onnx").resolve(), Path(run_dir).resolve() / "docker"
+    compose = yaml.safe_load((asset("templates") / "compose.yaml").read_text(encoding="utf-8"))
+    service = compose["services"]["embeddings"]
+    service["command"] = ["--graph", GRAPHS[precision], "--name", model_name.replace("$", "$$")]
+    address = "127.0.0.1" if host == "localhost" else f"[{host}]" if ":" in host else host
+    service["ports"] = [f"{address}:{port}:8000"]
+    service["volumes"] = [{"type": "bind", "source": str(folder).replace("$", "$$"), "target": "/model", "read_only": True}]
+    compose["name"] = f"domain-embed-{hashlib.sha256(str(target).encode()).hexdigest()[:8]}"  # one project for each run
+    files = {"Dockerfile": (asset("templates") / "Dockerfile").read_text(encoding="utf-8"), "compose.yaml": yaml.safe_dump(compose, sort_keys=False, allow_unicode=True)}
+    remarks = (
+        "put one or more API keys, separated by commas, into the environment variable DOMAIN_EMBED_API_KEYS",
+        f"put the wheel of domain_embed into {target} first (python -m build --wheel): the image is built from it",
+    )
     command = ["docker", "compose", "--file", str(target / "compose.yaml"), "up", "--build"]
     return Plan(command, {str(target / name): text for name, text in files.items()}, remarks)
 

@@ -15,7 +15,7 @@ from threading import Condition, Thread
 
 import numpy as np
 
-from .inference import GRAPH_ERRORS, ExportedModel, run_graph
+from .inference import ExportedModel, run_graph
 
 # %% ../nbs/612_batching.ipynb #f0121060
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class Batcher:
         self,
         model: ExportedModel,
         max_tokens: int = 1024,  # of a batch, padding included
-        observe: Callable[[int, float], None] = lambda texts, seconds: None,  # called after each batch
+        observe: Callable[[int, float], None] = lambda texts, seconds: None,  # called after each batch that succeeded
     ):
         self.model, self.max_tokens, self.observe = model, max_tokens, observe
         self.queue: deque[_Item] = deque()
@@ -130,9 +130,10 @@ def compute_batch(
     try:
         token_ids, texts = [item.request.token_ids[item.number] for item in batch], [item.request.texts[item.number] for item in batch]
         vectors = run_graph(model, token_ids, texts, batch[0].request.kind, batch_size=len(batch))
-    except (*GRAPH_ERRORS, ValueError, MemoryError) as problem:
+    except Exception as problem:  # noqa: BLE001 (whatever it is, the thread must go on for the other requests)
         error = problem
-    observe(len(batch), time.perf_counter() - start)
+    else:
+        observe(len(batch), time.perf_counter() - start)
     for row, item in enumerate(batch):
         request = item.request
         if error is None:
@@ -161,7 +162,7 @@ async def compute(
     batcher.submit(request)
     try:
         await done
-    except asyncio.CancelledError:
-        batcher.cancel(request)
-        raise
-    return request.vectors
+        return request.vectors
+    finally:
+        if request.left:  # cancelled, or failed in a batch
+            batcher.cancel(request)

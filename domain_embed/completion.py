@@ -44,7 +44,7 @@ class Answer:
 # %% ../nbs/085_completion.ipynb #3620a245
 def _repair(body: dict[str, Any], reply: str, problem: str) -> dict[str, Any]:
     "Return the chat request that asks for a better reply."
-    again = f"That reply cannot be used: {problem}. Answer again, with nothing but the corrected JSON."
+    again = f"That reply cannot be used: {problem}. Answer again, with nothing but the corrected reply."
     return body | {
         "messages": [*body["messages"], {"role": "assistant", "content": reply}, {"role": "user", "content": again}]
     }

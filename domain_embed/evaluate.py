@@ -58,7 +58,7 @@ def run_evaluate(
     check_parameters("evaluate", settings.parameters(), "40_evaluate")
     others = other_systems(settings.systems, settings.trusted_models)
     if settings.queries:
-        check_log(settings.queries, settings.grading_llm)
+        check_log(settings.queries, (settings.grading_llm, settings.second_grading_llm), settings.grading_base_url, settings.grading_api_key_env)
     with open_stage(settings.run_dir, "evaluate", settings.parameters()) as stage:
         if not stage.done:
             sets = read_sets(stage, set_folders(settings.run_dir, settings.test_set, settings.out_of_domain_sets))

@@ -47,8 +47,8 @@ def _fused(source: Path) -> ir.Model:
 # %% ../nbs/511_fusion.ipynb #8a18b0c2
 def _example_inputs(session: onnxruntime.InferenceSession, seed: int) -> dict[str, np.ndarray]:
     "Return random inputs: three texts of different lengths."
-    random_state = np.random.default_rng(seed)
-    inputs = {"input_ids": random_state.integers(5, 500, (3, 17)), "attention_mask": (np.arange(17) < np.array([[17], [9], [2]])).astype(np.int64)}
+    random_state, length = np.random.default_rng(seed), 200
+    inputs = {"input_ids": random_state.integers(5, 500, (3, length)), "attention_mask": (np.arange(length) < np.array([[length], [9], [2]])).astype(np.int64)}
     lexical = {"lexical_ids": random_state.integers(0, 8, (3, 4)), "lexical_weights": random_state.random((3, 4), dtype=np.float32), "lexical_room": np.full(3, 9, np.float32)}
     return {value.name: (inputs | lexical)[value.name] for value in session.get_inputs()}
 

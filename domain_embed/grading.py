@@ -18,7 +18,7 @@ from .prompts import fill, load_prompts, mark_of
 from .responses import ResponseCache
 
 # %% ../nbs/492_grading.ipynb #36935bc0
-GRADE = re.compile(r"final score\W{0,9}([0-3])\b", re.IGNORECASE)
+GRADE = re.compile(r"^\W*final score\W*?[^\w.(-]([0-3])[^\w.]*$", re.IGNORECASE | re.MULTILINE)
 RELEVANT = 2  # a passage with this grade or a higher one is relevant
 
 

@@ -76,9 +76,9 @@ def _truncate(
 ) -> list[int]:
     "Remove tokens of the text and keep the prompt and the special tokens around it."
     ids, special = encoding.ids, encoding.special_tokens_mask
-    head = next(n for n, (start, _) in enumerate(encoding.offsets) if not special[n] and start >= prompt)
     tail = special[::-1].index(0)
-    room = max_length - head - tail
+    head = next((n for n, (start, _) in enumerate(encoding.offsets) if not special[n] and start >= prompt), len(ids) - tail)
+    room = max(0, max_length - head - tail)
     text = ids[head : len(ids) - tail]
     kept = text[:room] if truncate == "END" else text[len(text) - room :]
     return ids[:head] + kept + ids[len(ids) - tail :]

@@ -70,8 +70,8 @@ def _table(node: ir.Node, tape: ir.tape.Tape, constant: _Constants) -> ir.Value:
     "Add the operators that look up rounded word vectors."
     table, ids = node.inputs
     values, scales = round_weights(table.const_value.numpy(), 1)
-    found = tape.op("Gather", [constant(f"{table.name}_int8", values), ids])
-    return tape.op("Mul", [tape.op("Cast", [found], {"to": ir.DataType.FLOAT}), tape.op("Gather", [constant(f"{table.name}_scale", scales), ids])])
+    found = tape.op("Gather", [constant(f"{table.name}_rows_int8", values), ids])
+    return tape.op("Mul", [tape.op("Cast", [found], {"to": ir.DataType.FLOAT}), tape.op("Gather", [constant(f"{table.name}_rows_scale", scales), ids])])
 
 # %% ../nbs/512_int8.ipynb #8b7d0d31
 MIN_TABLE = 1000  # rows of a table that is worth rounding
@@ -85,9 +85,10 @@ def _is_matrix(value: ir.Value | None, rows: int = 1) -> bool:
 # %% ../nbs/512_int8.ipynb #96cd1e9a
 def _replace(node: ir.Node, tape: ir.tape.Tape, constant: _Constants, rounded: dict[ir.Value, _Rounded]) -> ir.Value | None:
     "Add what replaces a node to the tape; None: the node stays."
-    if node.op_type == "Gather" and _is_matrix(node.inputs[0], MIN_TABLE):
+    if node.op_type == "Gather" and _is_matrix(node.inputs[0], MIN_TABLE) and not (node.attributes and node.attributes["axis"].as_int()):
         return _table(node, tape, constant)
-    fused = node.op_type == "Attention" and all(value is None for value in node.inputs[3:5])
+    plain = set(node.attributes) <= {"num_heads", "scale", "qkv_hidden_sizes"} and len(node.inputs) == 6
+    fused = node.op_type == "Attention" and plain and all(value is None for value in node.inputs[3:5])
     if not ((node.op_type == "MatMul" or fused) and _is_matrix(node.inputs[1])):
         return None
     if node.inputs[0] not in rounded:
@@ -109,7 +110,7 @@ def quantize_int8(
         tape = ir.tape.Tape()
         if (value := _replace(node, tape, constant, rounded)) is not None:
             graph.insert_before(node, tape.nodes)
-            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
             graph.remove(node, safe=True)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]

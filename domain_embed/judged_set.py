@@ -19,7 +19,7 @@ from .baselines import SystemResult
 from .beir import Passage, RetrievalSet, write_passages
 from .grading import RELEVANT, compare_grades, grade_pairs
 from .jsonl import write_jsonl
-from .llm import LLM, open_llm
+from .llm import LLM, connect, open_llm
 from .prompts import read_queries
 from .query_log import pool_results, repeated_words, sample_queries, separability
 from .responses import ResponseCache
@@ -28,14 +28,21 @@ from .runs import InputError, write_atomic
 # %% ../nbs/493_judged_set.ipynb #1029510f
 def check_log(
     queries: str,  # `evaluate.queries`
-    model: str,  # `evaluate.grading_llm`
+    models: Sequence[str],  # `evaluate.grading_llm`, and the second one if there is one
+    base_url: str,  # `evaluate.grading_base_url`
+    api_key_env: str,  # `evaluate.grading_api_key_env`
 ) -> None:
-    "Raise `InputError` if a log cannot be read or graded."
-    if model in ("", "embedded"):
+    "Raise `InputError` if a log cannot be read or graded. No request is sent."
+    if models[0] in ("", "embedded"):
         raise InputError(
             "evaluate.queries needs an LLM that grades, and the embedded one is too small: set evaluate.grading_llm to a model at evaluate.grading_base_url, or to a .gguf file"
         )
     read_queries(queries, "evaluate.queries")
+    for model in filter(None, models):
+        if not model.endswith(".gguf"):
+            connect(model, base_url, api_key_env)
+        elif not Path(model).is_file():
+            raise InputError(f"evaluate.grading_llm {model} does not exist: give a .gguf file, or the name of a model at evaluate.grading_base_url")
 
 # %% ../nbs/493_judged_set.ipynb #efd1688c
 def open_grader(

@@ -81,7 +81,9 @@ def check_settings(
     if queries := settings["evaluate"]["queries"]:
         from domain_embed.judged_set import check_log  # imports PyTorch
 
-        check_log(queries, settings["evaluate"]["grading_llm"])
+        names = ("grading_llm", "second_grading_llm", "grading_base_url", "grading_api_key_env")
+        first, second, *address = (settings["evaluate"][name] for name in names)
+        check_log(queries, (first, second), *address)
     if (systems := settings["evaluate"]["systems"]) != stage_parameters("evaluate")["systems"].default:
         from domain_embed.systems import parse_system  # imports PyTorch
 

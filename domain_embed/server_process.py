@@ -22,6 +22,7 @@ import httpx
 
 from .manifests import artefact
 from .runs import InputError
+from .service_log import KEYS
 
 # %% ../nbs/62_server_process.ipynb #df3e4b13
 GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
@@ -102,6 +103,7 @@ def served(
     url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/v1"
     messages: deque[str] = deque(maxlen=20)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    pipes["env"] = {name: value for name, value in os.environ.items() if name != KEYS}  # on the loopback address, for this process only
     with subprocess.Popen([*command, "--until-eof"], text=True, errors="replace", **pipes) as server:
         reader = Thread(target=messages.extend, args=(server.stderr,), daemon=True)
         reader.start()

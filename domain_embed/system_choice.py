@@ -34,8 +34,8 @@ def choose_system(
         return "auto", "kept by stage 3; stage 4 has not run"
     manifest = read_manifest(run_dir, "evaluate")
     deciding = manifest["metrics"]["deciding"]
-    if why_run(run_dir, "evaluate", manifest["parameters"]):
-        return "auto", "kept by stage 3; stage 4 is of another model"
+    if reason := why_run(run_dir, "evaluate", manifest["parameters"]):
+        return "auto", f"kept by stage 3; stage 4 has to run again ({reason})"
     if deciding == "generated":
         return "auto", "kept by stage 3; stage 4 has no queries of people"
     values = manifest["metrics"]["sets"][deciding]

@@ -85,5 +85,5 @@ def test_a_spent_budget_leaves_queries_out(tiny_run, tmp_path, grader):
     assert 0 < figures["not_graded"] < 7 and figures["grades"]["3"] > 0
     with pytest.raises(InputError, match=r"needs an LLM that grades"):
         run_here("evaluate", run_dir, f"evaluate.queries={log}")
-    with pytest.raises(InputError, match=r"evaluate.queries nowhere.txt does not exist"):
+    with pytest.raises(InputError, match=r"evaluate.queries .*nowhere.txt does not exist"):
         run_here("evaluate", run_dir, "evaluate.queries=nowhere.txt", "evaluate.grading_llm=fair")
