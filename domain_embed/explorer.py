@@ -14,8 +14,8 @@ from html import escape
 from pathlib import Path
 
 import ipywidgets
+import matplotlib
 import numpy as np
-from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.figure import Figure
 
@@ -87,15 +87,19 @@ def page_count(questions: int) -> int:
     return max(1, -(-questions // PAGE))
 
 # %% ../nbs/23_explorer.ipynb #e221dc5e
-def make_canvas() -> Canvas:
+def make_canvas() -> ipywidgets.DOMWidget:
     "Create an interactive Matplotlib canvas without toolbar."
+    backend = matplotlib.get_backend()
+    from ipympl.backend_nbagg import Canvas, FigureManager  # makes itself the backend, and static pictures would be lost
+
+    matplotlib.use(backend)
     canvas = Canvas(Figure(figsize=(9.4, 6.6), layout="constrained"))
     canvas.header_visible = canvas.toolbar_visible = canvas.resizable = False
     FigureManager(canvas, 0)
     return canvas
 
 # %% ../nbs/23_explorer.ipynb #b76a9d53
-def arrange(controls: Controls, canvas: Canvas) -> ipywidgets.VBox:
+def arrange(controls: Controls, canvas: ipywidgets.DOMWidget) -> ipywidgets.VBox:
     "Arrange the widgets and the canvas."
     left = ipywidgets.VBox([controls.threshold, controls.num_negatives])
     middle = ipywidgets.VBox([controls.question_type, controls.document])

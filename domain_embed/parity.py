@@ -89,7 +89,7 @@ def _changes(
     tables = [per_query(test.qrels, {query: found[query] for query in test.qrels}, (10,))["nDCG@10"] for found in rankings]
     changes = (tables[1] - tables[0]).to_numpy()
     margin = 1.96 * changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else 0.0
-    moved = np.mean([list(rankings[0][query]) != list(rankings[1][query]) for query in test.qrels])
+    moved = np.mean([1 - len({*rankings[0][query]} & {*rankings[1][query]}) / len(rankings[0][query]) for query in test.qrels])
     figures = {"ndcg@10": tables[1].mean(), "ndcg@10_change": changes.mean(), "change_low": changes.mean() - margin, "change_high": changes.mean() + margin}
     return {name: float(value) for name, value in (figures | {"top10_changed": moved}).items()}
 
@@ -98,7 +98,7 @@ def parity(
     test: RetrievalSet,
     reference: tuple[np.ndarray, np.ndarray],  # PyTorch's vectors of queries, of passages
     exported: tuple[np.ndarray, np.ndarray],  # the exported model's
-) -> dict[str, Any]:  # cosine_mean, cosine_min, length_error, worst, ndcg@10, ndcg@10_change and its 95% interval, top10_changed
+) -> dict[str, Any]:  # cosine_mean, cosine_min, length_error, worst, ndcg@10, ndcg@10_change and its 95% interval, top10_changed (fraction of the first ten passages)
     "Compare the vectors and the rankings of an exported model with its original."
     texts = [*test.queries.values(), *(p.content for p in test.passages)]
     first, second = np.concatenate(reference), np.concatenate(exported)
