@@ -69,6 +69,7 @@ def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
 CODE = "from transformers import BertModel\n\n\nclass OwnModel(BertModel):\n    pass\n"
 
 
+@pytest.mark.slow
 def test_a_model_that_comes_with_code_goes_through_the_notebook(tiny_run, tmp_path):
     run_dir, folder = shutil.copytree(tiny_run[0], tmp_path / "copy"), shutil.copytree(model_path("embedded"), tmp_path / "own")
     (folder / "own_code.py").write_text(CODE)
@@ -92,6 +93,7 @@ def test_the_recipe_s_training(tiny_run, tmp_path):
         run_here("finetune", run_dir, "max_length=32", "finetune.train_max_length=64")
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_best_and_does_nothing_twice(tiny_run, tmp_path):
     run_dir, trained = shutil.copytree(tiny_run[0], tmp_path / "copy"), []
     asked = ["finetune.merge=false", "finetune.batch_size=16", "finetune.sweep=['learning_rate=1e-9,1e-3', 'train_fraction=0.5,1']"]

@@ -75,6 +75,7 @@ def test_a_search_log_decides_the_verdict(tiny_run, tmp_path, grader):
     assert run_here("deploy", run_dir)["metrics"]["set"] == "judged"
 
 
+@pytest.mark.slow
 def test_a_spent_budget_leaves_queries_out(tiny_run, tmp_path, grader):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     log = tmp_path / "log.txt"

@@ -29,6 +29,7 @@ def lexical_run(tiny_run, tmp_path_factory):
     return run_dir, {stage: run_here(stage, run_dir, *ON)["metrics"] for stage in ("prepare", "finetune", "evaluate", "export", "deploy")}
 
 
+@pytest.mark.slow
 def test_all_stages_have_the_same_vectors(lexical_run):
     run_dir, metrics = lexical_run
     assert metrics["prepare"]["lexical_weight"] == 0.5 and metrics["finetune"]["lexical"]
@@ -43,6 +44,7 @@ def test_all_stages_have_the_same_vectors(lexical_run):
     assert metrics["export"]["parity"]["onnx fp32"]["cosine_min"] > 0.999 and abs(metrics["deploy"]["ndcg@10_change"]) < 0.01
 
 
+@pytest.mark.slow
 def test_the_evaluation_compares_the_parts(lexical_run):
     _, metrics = lexical_run
     values = metrics["evaluate"]["sets"]["generated"]
@@ -51,6 +53,7 @@ def test_the_evaluation_compares_the_parts(lexical_run):
     assert any("cosine + 0.5 × BM25" in remark for remark in metrics["evaluate"]["remarks"])
 
 
+@pytest.mark.slow
 def test_the_dense_model_loads_without_trust(lexical_run):
     run_dir, _ = lexical_run
     assert SentenceTransformer(str(run_dir / "3_finetune/dense")).get_embedding_dimension() == 384
@@ -60,6 +63,7 @@ def test_the_dense_model_loads_without_trust(lexical_run):
     assert "trust_remote_code=True" in card and "weight 0.5" in card
 
 
+@pytest.mark.slow
 def test_the_service_asks_for_the_kind_and_refuses_half_a_vector(lexical_run):
     run_dir, _ = lexical_run
     graph = load_exported(run_dir / "5_export/onnx")
@@ -76,6 +80,7 @@ def test_the_service_asks_for_the_kind_and_refuses_half_a_vector(lexical_run):
         assert refused.status_code == 400 and "384" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_another_system_is_exported_on_demand(lexical_run, tmp_path):
     run_dir = shutil.copytree(lexical_run[0], tmp_path / "copy")
     assert run_here("export", run_dir, *ON, "export.model=dense", "export.int8=false")["metrics"]["dimensions"] == 384
@@ -83,6 +88,7 @@ def test_another_system_is_exported_on_demand(lexical_run, tmp_path):
     run_here("deploy", run_dir, *ON)
 
 
+@pytest.mark.slow
 def test_training_options_work_with_the_sum(lexical_run, tmp_path):
     run_dir = shutil.copytree(lexical_run[0], tmp_path / "copy")
     more = ["matryoshka_dims=['128']", "lora_rank=4", "mini_batch_size=6", "distill_weight=0.3", "batch_size=4"]
@@ -90,6 +96,7 @@ def test_training_options_work_with_the_sum(lexical_run, tmp_path):
     assert metrics["lexical"] and load_model(str(run_dir / "3_finetune/model"), 64).get_embedding_dimension() > 384
 
 
+@pytest.mark.slow
 def test_what_serves_imports_no_torch(lexical_run):
     program = (
         "import sys; from domain_embed.inference import load_exported, encode_texts; import domain_embed.service; "
@@ -109,6 +116,7 @@ def test_languages_without_spaces_and_unknown_words():
     assert best.tolist() == [0, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_saved_part_is_read_again(lexical_run):
     folder = lexical_run[0] / "2_prepare/lexical"
     first, second = read_lexical(folder), read_lexical(folder)

@@ -67,7 +67,7 @@ def shorten(folder):
     (folder / "export.json").write_text(json.dumps(config | {"max_length": 16}))
 
 
-@pytest.mark.parametrize("fault", [None, lose_prompt, swap_tokens, skip_normalisation, pool_first_token, shorten], ids=lambda fault: getattr(fault, "__name__", "none"))
+@pytest.mark.parametrize("fault", [None, lose_prompt, swap_tokens, skip_normalisation, pytest.param(pool_first_token, marks=pytest.mark.slow), shorten], ids=lambda fault: getattr(fault, "__name__", "none"))
 def test_a_planted_fault_is_refused(exported, tmp_path, fault):
     test, reference, folder = exported
     copy = shutil.copytree(folder, tmp_path / "onnx")
