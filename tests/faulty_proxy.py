@@ -16,7 +16,7 @@ FAULTS = ("429", "429", "500", "503", "stall", "drop", "cut", "junk", "half")
 class FaultyProxy:
     "A context manager; `url` is its base URL."
 
-    def __init__(self, upstream: tuple[str, ...], share: float, stall: float = 9.0, seed: int = 0, never: bytes = b""):
+    def __init__(self, upstream: tuple[str, ...], share: float, stall: float = 4.5, seed: int = 0, never: bytes = b""):
         self.upstream, self.share, self.stall = cycle(map(urlsplit, upstream)), share, stall
         self.random, self.lock = random.Random(seed), threading.Lock()
         self.never = never  # a request that holds this is answered 500

@@ -35,7 +35,7 @@ def jobs(number: int = NUMBER) -> list[Job]:
 
 def server(url: str):
     "The proxy as a user's LLM."
-    return connect("any", url, "CLIENT_KEY", concurrency=6, retries=12, timeout=8)
+    return connect("any", url, "CLIENT_KEY", concurrency=6, retries=12, timeout=4)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import COMMAND, ROOT, assert_ok, domain_embed, set_options
 
 from domain_embed.manifests import read_manifest
@@ -67,6 +68,7 @@ def test_ci_can_require_a_verdict(tiny_run, tmp_path):
     assert BASE_KEPT in report and "<td>tuned</td>" not in report
 
 
+@pytest.mark.slow
 def test_papermill_by_hand_does_the_same(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     expected = read_manifest(run_dir, "finetune")
