@@ -25,6 +25,7 @@ class Killed(Exception):
     "As a kill, but one that can be caught."
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
     expected, run_dir = (shutil.copytree(tiny_run[0], tmp_path / name) for name in ("whole", "killed"))
     kept = read_manifest(expected, "finetune")["metrics"]
@@ -46,6 +47,7 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run, tmp_path):
     assert not list(run_dir.glob(".work/checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_all_that_can_be_asked_of_one_training(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     asked = ["distill_weight=0.5", "negative_pool=4", "mini_batch_size=6", "matryoshka_dims=['128', '32']", "lora_rank=4", "layerwise_lr_decay=0.8"]

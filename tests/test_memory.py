@@ -91,6 +91,7 @@ def through_stages(run_dir, model, *settings):
     return [run_here(stage, run_dir, *asked, *settings) for stage in ("finetune", "export")]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_recipes_width(tiny_run, tmp_path):
     run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     path = random_encoder(tmp_path, dtype=torch.bfloat16, num_hidden_layers=2, **REAL)
