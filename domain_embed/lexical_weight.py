@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from .beir import Passage, Question
 from .lexical_dimensions import Lexical, append, fit_lexical, save_lexical
@@ -65,7 +64,7 @@ class WeightChoice:
     weight: float  # λ
     ndcg: list[float]  # of all questions, for each of `LEXICAL_WEIGHTS`
     guard_gains: list[float]  # of the third with the least overlap, over λ = 0
-    guard_lows: list[float]  # lower bounds of their one-sided 95% intervals
+    guard_lows: list[float]  # these gains minus their standard errors
     overlap: float  # mean of all questions
 
 
@@ -78,7 +77,7 @@ def choose_weight(
     changes = (scores - scores[0])[:, guard]
     errors = changes.std(axis=1, ddof=1) / np.sqrt(len(guard)) if len(guard) > 1 else np.full(len(scores), np.inf)
     gains = changes.mean(axis=1)
-    lows = gains - student.ppf(0.95, max(1, len(guard) - 1)) * errors
+    lows = gains - errors
     supported = [0, *(n for n in range(1, len(scores)) if lows[n] > 0)]
     best = max(supported, key=lambda n: (round(float(scores[n].mean()), 6), -n))
     finite = np.nan_to_num(lows, neginf=-1.0)
