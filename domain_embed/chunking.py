@@ -30,12 +30,14 @@ UNKNOWN_CHARACTERS = 50  # characters that one token may have
 
 
 def token_counter(
-    tokenizer: PreTrainedTokenizerBase,  # of the base model
+    tokenizer: PreTrainedTokenizerBase | Tokenizer,  # of the base model, or of its export
 ) -> TokenEnds:
     "Return a function that finds the tokens of a text with the base model's tokenizer."
-    if not tokenizer.is_fast:
-        raise InputError("the base model's tokenizer is not a fast one and gives no positions of its tokens: take another base model")
-    unlimited = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy; the model's tokenizer still truncates and pads
+    if not isinstance(tokenizer, Tokenizer):
+        if not tokenizer.is_fast:
+            raise InputError("the base model's tokenizer is not a fast one and gives no positions of its tokens: take another base model")
+        tokenizer = tokenizer.backend_tokenizer
+    unlimited = Tokenizer.from_str(tokenizer.to_str())  # a copy; the model's tokenizer still truncates and pads
     unlimited.no_truncation()
     unlimited.no_padding()
 

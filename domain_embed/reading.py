@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'RECORD_READERS', 'SUFFIXES', 'MAX_TEXT_MB', 'MAX_FILE_MB', 'ARCHIVES', 'TEXT_READERS',
            'BOILERPLATE_FRACTION', 'BOILERPLATE_DOCUMENTS', 'MOST_REMOVED', 'find_files', 'document_name', 'Document',
-           'read_document', 'read_files', 'without_boilerplate']
+           'read_document', 'read_files', 'remove_paragraphs', 'without_boilerplate']
 
 # %% ../nbs/19_reading.ipynb #a68cd2e7
 import io
@@ -14,7 +14,7 @@ import os
 import resource
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,6 +181,7 @@ def read_files(
     seconds: float = 300,  # time limit for reading one file
     memory: float = 4,  # GiB that a worker may use
     workers: int = 0,  # processes; 0: one for each core
+    desc: str = "documents",  # label of the progress bar; "": no bar
 ) -> list[Document]:  # in the order of the files
     "Read files in worker processes. A file that fails becomes a skipped document."
     context = multiprocessing.get_context("forkserver")  # a forked copy of this process and its threads could deadlock
@@ -189,7 +190,7 @@ def read_files(
     with ProcessPool(max(1, workers), initializer=_limit_memory, initargs=[memory], context=context) as pool:
         tasks = zip(files, names, strict=True)
         futures = [pool.schedule(_attempt, args=[path, name], timeout=seconds) for path, name in tasks]
-        bar = progress(zip(futures, names, strict=True), total=len(futures), desc="documents", unit=" files")
+        bar = progress(zip(futures, names, strict=True), total=len(futures), desc=desc, disable=not desc, unit=" files")
         return [document for future, name in bar for document in _result(future, name, seconds)]
 
 # %% ../nbs/19_reading.ipynb #9476328d
@@ -210,9 +211,12 @@ def _repeated(documents: Sequence[Document]) -> dict[str, list[int]]:  # text â†
 MOST_REMOVED = 0.5  # of a document's characters
 
 
-def _reduced(number: int, document: Document, repeated: Mapping[str, Sequence[int]]) -> Document:
-    "Remove paragraphs that an earlier document has, unless too much of the document would be lost."
-    rest = tuple(b for b in document.blocks if b.level or b.text not in repeated or repeated[b.text][0] == number)
+def remove_paragraphs(
+    document: Document,
+    texts: Container[str],
+) -> Document:
+    "Remove paragraphs from a document, unless too much of it would be lost. Headings are kept."
+    rest = tuple(b for b in document.blocks if b.level or b.text not in texts)
     before, after = (sum(len(b.text) for b in blocks if not b.level) for blocks in (document.blocks, rest))
     return replace(document, blocks=rest) if after >= (1 - MOST_REMOVED) * before else document
 
@@ -222,7 +226,11 @@ def without_boilerplate(
 ) -> tuple[list[Document], list[dict]]:  # and the removed paragraphs: "text", "documents", "removed", "kept_in"
     "Remove repeated paragraphs from all documents but the first that has them. Headings are kept."
     repeated = _repeated(documents)
-    reduced = [_reduced(number, document, repeated) for number, document in enumerate(documents)]
+    later: defaultdict[int, set[str]] = defaultdict(set)  # number of a document â†’ paragraphs that an earlier one has
+    for text, numbers in repeated.items():
+        for number in numbers[1:]:
+            later[number].add(text)
+    reduced = [remove_paragraphs(document, later.get(number, ())) for number, document in enumerate(documents)]
     removed: Counter[str] = Counter()
     for old, new in zip(documents, reduced, strict=True):
         if old is not new:

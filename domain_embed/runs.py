@@ -41,7 +41,7 @@ def stage_folder(
 
 # %% ../nbs/00_runs.ipynb #240f15ef
 def asset(
-    name: str,  # "nbs", "profiles" or "prompts"
+    name: str,  # "nbs", "profiles", "prompts", "templates" or "examples"
 ) -> Path:  # folder inside the installed package, or in the repository of an editable install
     "Return a folder that is installed with the package."
     package = Path(__file__).parent
@@ -188,7 +188,7 @@ def progress(
     "Return a progress bar for a terminal or a notebook."
     in_terminal = os.environ.get("DOMAIN_EMBED_TERMINAL") == "1"
     bar = text_tqdm if in_terminal else auto_tqdm
-    width = 100 if in_terminal else None
+    width = min(100, shutil.get_terminal_size((100, 24)).columns) if in_terminal else None
     return bar(items, mininterval=0.5, dynamic_ncols=not in_terminal, ncols=width, **options)
 
 # %% ../nbs/00_runs.ipynb #577c47f6

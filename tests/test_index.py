@@ -1,0 +1,218 @@
+"""The index: changes, databases, kills, a cluster that loses a machine; and commands that answer without PyTorch."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from conftest import COMMAND, ROOT, assert_ok, assert_refused, domain_embed
+
+from domain_embed.index import IndexRequest, run_index
+from domain_embed.inference import encode_texts, load_exported
+from domain_embed.manifests import open_stage
+from domain_embed.models import load_model
+from domain_embed.onnx_export import export_onnx
+from domain_embed.postgres import connect, search_postgres
+from domain_embed.qdrant import open_qdrant, search_dense
+from domain_embed.shards import shard_paths, vectors_of
+from domain_embed.vector_index import exact_top_k
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from domain_embed import index
+
+run, documents, to, log, ray = sys.argv[1:]
+encode = index.encode_texts
+
+def counted(model, texts, kind):
+    with open(log, "a") as file:
+        file.write(f"{len(texts)}\\n")
+    return encode(model, texts, kind)
+
+index.encode_texts = counted
+found = index.run_index(index.IndexRequest(Path(run), documents, to, kind="none", shard_passages=64, ray=ray))
+print(json.dumps(found["shards"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "A run folder of which only stage 5 is there."
+    run_dir = tmp_path_factory.mktemp("runs") / "mine"
+    with open_stage(run_dir, "export", {}) as stage:
+        export_onnx(load_model("embedded", max_length=64), stage.folder / "onnx")
+    return run_dir
+
+
+@pytest.fixture
+def archive(tmp_path):
+    "Forty documents, some of which cannot be used."
+    folder = tmp_path / "archive"
+    (folder / "parts").mkdir(parents=True)
+    for n in range(36):
+        (folder / f"pump{n:02}.md").write_text(f"# Pump {n}\n\nPump {n} drains {3 * n} litres.\n\n## Reset\n\nHold key {n} for three seconds.\n")
+    (folder / "parts/parts.csv").write_text("id,name,price\n" + "".join(f"{n},Seal {n},{n} EUR\n" for n in range(20)))
+    (folder / "picture.bin").write_bytes(b"\0\1")
+    (folder / "empty.md").write_text("\n")
+    return folder
+
+
+def ids_of(folder):
+    return sorted(key for path in shard_paths(folder) for key in pq.read_table(path).column("id").to_pylist())
+
+
+def test_an_index_follows_its_documents(exported, archive, tmp_path):
+    request = IndexRequest(exported, str(archive), str(tmp_path / "index"), shard_passages=16)
+    first = run_index(request)
+    assert first["embedded"] == first["passages"] == len(set(ids_of(request.folder))) and first["skipped"] == 2
+    (archive / "pump00.md").unlink()
+    (archive / "pump01.md").write_text("# Pump 1\n\nPump 1 has been replaced.\n")
+    (archive / "new.md").write_text("# Valve\n\nThe valve closes.\n")
+    (archive / "parts/parts.csv").write_text("id,name,price\n" + "".join(f"{n},Seal {n},{n if n != 3 else 99} EUR\n" for n in range(19)))
+    second = run_index(request)
+    fresh = run_index(IndexRequest(exported, str(archive), str(tmp_path / "fresh"), shard_passages=16))
+    assert ids_of(request.folder) == ids_of(tmp_path / "fresh") and second["passages"] == fresh["passages"]
+    assert 0 < second["embedded"] < 6 and second["removed"] > 0
+    assert run_index(request)["embedded"] == 0
+    texts = {row["id"]: row["text"] for path in shard_paths(request.folder) for row in pq.read_table(path).to_pylist()}
+    assert any("99 EUR" in text for text in texts.values()) and not any("Pump 0 " in text for text in texts.values())
+
+
+def test_databases_answer_as_exact_search_does(exported, archive, tmp_path, postgres):
+    vectors = encode_texts(load_exported(exported / "5_export/onnx"), ["how do I reset pump 7", "price of seal 4"], "query")
+    found = {}
+    for to in (postgres, f"qdrant:{tmp_path / 'qdrant'}"):
+        for _ in range(2):  # the second time changes nothing
+            result = run_index(IndexRequest(exported, str(archive), to, "manual", shard_passages=32))
+            loaded = found.setdefault(to, []).append(result["loaded"])
+        assert loaded is None and found[to][0] > 0 and found[to][1] == 0
+    folder = exported / "index"
+    rows = [row["id"] for path in shard_paths(folder) for row in pq.read_table(path, columns=["id"]).to_pylist()]
+    expected = [[rows[n] for n in own] for own in exact_top_k(shard_paths(folder), vectors, 5)[1]]
+    client, connection = open_qdrant(str(tmp_path / "qdrant")), connect(postgres)
+    assert [[key for key, _ in search_dense(client, "manual", vector, 5)] for vector in vectors] == expected
+    assert [[key for key, _ in search_postgres(connection, "manual", vector, 5)] for vector in vectors] == expected
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    "The address of a PostgreSQL server with pgvector."
+    pgserver = pytest.importorskip("pgserver")
+    server = pgserver.get_server(tmp_path / "pg")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def test_bad_requests(exported, archive, tmp_path):
+    run = exported
+    assert_refused(domain_embed("index", run, "--documents", tmp_path / "nowhere"), "nowhere", "--documents")
+    assert_refused(domain_embed("index", tmp_path), "not a run folder")
+    assert_refused(domain_embed("index", run, "--documents", archive, "--to", "postgresql://me:secret@127.0.0.1:1/db"), "PGPASSWORD")
+    twice = tmp_path / "corpus.jsonl"
+    twice.write_text('{"_id": "a", "text": "one"}\n{"_id": "a", "text": "two"}\n')
+    assert_refused(domain_embed("index", run, "--documents", twice), "'a'", "unique")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["params", "finetune"], ["run", "--dry-run", "--documents", "."], ["doctor"], []])
+def test_quick_commands_import_no_torch(arguments, tmp_path):
+    arguments = [*arguments, str(tmp_path / "new")] if "--dry-run" in arguments else arguments
+    program = f"import sys; from domain_embed.pipeline import main\ntry: main({arguments!r})\nexcept SystemExit: pass\nprint('loaded', *{{n.partition('.')[0] for n in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("loaded")[2].split())
+    assert not loaded & {"torch", "transformers", "sentence_transformers", "pandas", "faiss", "papermill"}
+    assert not (tmp_path / "new").exists()
+
+
+def test_events_are_json_and_exit_statuses_differ(tmp_path):
+    done = domain_embed("finetune", "--json", tmp_path / "run")
+    event = json.loads(done.stdout)
+    assert done.returncode == 2 and event["schema"] == 1 and event["event"] == "error" and not (tmp_path / "run").exists()
+    plan = [json.loads(line) for line in assert_ok(domain_embed("run", "--json", "--dry-run", "--documents", tmp_path, tmp_path / "run")).splitlines()]
+    assert [event["stage"] for event in plan] == ["generate", "prepare", "finetune", "evaluate", "export"]
+    assert "domain-embed" in assert_ok(domain_embed("--print-completion", "bash"))
+    head = subprocess.Popen([COMMAND, "params"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    head.stdout.close()  # as `| head -1` does
+    assert head.wait() == 0 and not head.stderr.read()
+
+
+def index_process(exported, documents, to, log, ray=""):
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, (exported, documents, to, log, ray))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(exported, tmp_path_factory):
+    "What an undisturbed run over the example corpus writes, its number of passages, and its seconds."
+    folder = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
+    shards = json.loads(index_process(exported, ROOT / "examples/python/documents", folder / "index", folder / "log").communicate()[0])
+    return shards, len(ids_of(folder / "index")), time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(exported, undisturbed, tmp_path):
+    shards, passages, seconds = undisturbed
+    moments, landed, documents, log = random.Random(0), 0, ROOT / "examples/python/documents", tmp_path / "log"
+    rounds = 0
+    while landed < 20:
+        rounds += 1
+        to = tmp_path / f"index{rounds}"
+        log.unlink(missing_ok=True)
+        kills = 0
+        while True:
+            process = index_process(exported, documents, to, log)
+            try:
+                out = process.communicate(timeout=moments.uniform(2, 0.6 * seconds))[0]
+                break
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+        landed += kills
+        assert json.loads(out) == shards and len(ids_of(to)) == passages
+        embedded = sum(map(int, log.read_text().split()))
+        assert passages <= embedded <= passages + 70 * kills, "at most the shard in work is embedded again"
+    print(f"{landed} kills in {rounds} runs")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_machine_writes_the_same(exported, undisturbed, tmp_path):
+    pytest.importorskip("ray", reason="make test-slow installs it")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    lost = cluster.add_node(num_cpus=2)
+    try:
+        log = tmp_path / "log"
+        process = index_process(exported, ROOT / "examples/python/documents", tmp_path / "index", log, cluster.address)
+        while not shard_paths(tmp_path / "index"):  # some work is done and some under way
+            time.sleep(0.2)
+            assert process.poll() is None
+        cluster.remove_node(lost, allow_graceful=False)
+        done = len(shard_paths(tmp_path / "index"))
+        assert json.loads(process.communicate()[0]) == undisturbed[0]
+        assert done < len(undisturbed[0]), "the machine was lost too late"
+    finally:
+        cluster.shutdown()
+
+
+def test_vectors_are_the_served_ones(exported, archive, tmp_path):
+    request = IndexRequest(exported, str(archive), str(tmp_path / "index"), kind="none")
+    run_index(request)
+    table = pq.read_table(shard_paths(request.folder)[0])
+    texts = [f"{title}. {text}" if title else text for title, text in zip(table.column("title").to_pylist(), table.column("text").to_pylist(), strict=True)]
+    again = encode_texts(load_exported(exported / "5_export/onnx"), texts[:9], "document")
+    assert np.abs(again - vectors_of(table)[:9]).max() < 1e-5
+
+
+def test_a_password_is_never_shown(postgres):
+    with pytest.raises(psycopg.Error):
+        psycopg.connect("postgresql://127.0.0.1:1/db", connect_timeout=2)
+    assert "secret" not in domain_embed("index", "/", "--to", "postgresql://me:secret@h/db").stderr
