@@ -16,7 +16,8 @@ import pandas as pd
 
 from .beir import Passage, Question, RetrievalSet
 from .grouping import group_documents
-from .lexical import near_duplicates, words
+from .lexical import words
+from .near_duplicates import near_duplicates
 from .search import Ranking
 from .significance import holm, interval, randomisation_p
 from .verdict import MIN_DOCUMENTS

@@ -33,11 +33,9 @@ def token_counter(
     tokenizer: PreTrainedTokenizerBase | Tokenizer,  # of the base model, or of its export
 ) -> TokenEnds:
     "Return a function that finds the tokens of a text with the base model's tokenizer."
-    if not isinstance(tokenizer, Tokenizer):
-        if not tokenizer.is_fast:
-            raise InputError("the base model's tokenizer is not a fast one and gives no positions of its tokens: take another base model")
-        tokenizer = tokenizer.backend_tokenizer
-    unlimited = Tokenizer.from_str(tokenizer.to_str())  # a copy; the model's tokenizer still truncates and pads
+    if not (isinstance(tokenizer, Tokenizer) or tokenizer.is_fast):
+        raise InputError("the base model's tokenizer is not a fast one and gives no positions of its tokens: take another base model")
+    unlimited = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())  # a copy; the model's tokenizer still truncates and pads
     unlimited.no_truncation()
     unlimited.no_padding()
 

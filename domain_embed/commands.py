@@ -37,7 +37,8 @@ def _params(options: argparse.Namespace) -> int:
 # %% ../nbs/75_commands.ipynb #1ab68d47
 def _index(options: argparse.Namespace) -> int:
     "Embed documents."
-    from domain_embed.index import IndexRequest, run_index
+    from domain_embed.index import run_index
+    from domain_embed.index_request import IndexRequest
     from domain_embed.server_process import GRAPHS
 
     run_dir = _need_run(options.run_dir)
@@ -72,7 +73,7 @@ def _search(options: argparse.Namespace) -> int:
 # %% ../nbs/75_commands.ipynb #ece0e3d9
 def _compare(options: argparse.Namespace) -> int:
     "Compare two runs."
-    from domain_embed.comparison import compare_runs, format_comparison, write_page
+    from domain_embed.run_comparison import compare_runs, format_comparison, write_page
 
     comparison = compare_runs(*map(_need_run, options.run_dirs))
     print(json.dumps(comparison, indent=2) if options.json else format_comparison(comparison))
@@ -104,7 +105,7 @@ def _lab(options: argparse.Namespace) -> int:
     from domain_embed.lab import copy_notebooks, open_lab
 
     folder = Path(options.folder)
-    print_line(f"{copy_notebooks(folder)} files copied to {folder.resolve()}; files that are there are kept")
+    print_line(f"{copy_notebooks(folder)} files copied to {folder.name}; files that are there are kept")
     if not options.no_open:
         open_lab(folder)
     return 0

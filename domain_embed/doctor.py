@@ -37,7 +37,7 @@ class Check(NamedTuple):
     found: str
     advice: str = ""  # the next step
 
-
+# %% ../nbs/76_doctor.ipynb #74ffaf8d
 def format_checks(checks: list[Check]) -> str:
     "Format checks as lines."
     width = max(len(check.name) for check in checks)
@@ -93,7 +93,7 @@ def _tiny_graph() -> bytes:
     graph = helper.make_graph([helper.make_node("Add", ["value", "value"], ["double"])], "tiny", [value], [double])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
-
+# %% ../nbs/76_doctor.ipynb #f53533d9
 def runtime_checks() -> list[Check]:
     "Open a session with each provider of ONNX Runtime, and look for a GPU."
     checks = []

@@ -100,7 +100,7 @@ class StampedFile(NamedTuple):
     name: str
     stamp: Stamp
 
-
+# %% ../nbs/81_document_units.ipynb #192aeb2e
 def _stamped(
     root: Path,  # folder that names are relative to
     files: Iterable[Path],

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .beir import Passage, read_passages
 from .chunking import TokenEnds, cut_passages, token_counter
-from .lexical import near_duplicates
+from .near_duplicates import near_duplicates
 from .reading import SUFFIXES, Document, document_name, find_files, read_files, without_boilerplate
 from .runs import InputError, progress
 

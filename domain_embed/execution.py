@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from .headlines import headline
-from .manifests import NOT_RUN, find_manifest, read_manifest, why_run
+from .manifests import find_manifest, read_manifest, why_run
 from .parameters import stage_notebook
-from .runs import STAGES, InputError, stage_folder, write_atomic
+from .runs import NOT_RUN, STAGES, InputError, stage_folder, write_atomic
 
 # %% ../nbs/74_execution.ipynb #a88a4812
 @dataclass

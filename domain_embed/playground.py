@@ -65,7 +65,7 @@ class Mark(BaseModel):
     passage: str
     right: bool
 
-
+# %% ../nbs/89_playground.ipynb #2407667f
 def _hit(hit: Hit, moves: bool) -> dict[str, Any]:
     "Describe a hit for the page."
     passage = hit.passage

@@ -87,7 +87,7 @@ def _is_shard(sha256: str) -> models.Filter:
     "Select the points of a shard."
     return models.Filter(must=[models.FieldCondition(key="shard", match=models.MatchValue(value=sha256))])
 
-
+# %% ../nbs/86_qdrant.ipynb #5c8ebbfd
 def sync_qdrant(
     client: QdrantClient,
     name: str,  # of the collection

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .beir import Question, read_beir, read_passages, read_qrels, read_questions, write_beir
-from .lexical import near_duplicates
 from .manifests import Stage, artefact
+from .near_duplicates import near_duplicates
 from .pairs import Pairs, read_pairs
 from .runs import InputError, write_atomic
 from .splits import Split, hash_test, read_frozen, read_groups, split_questions

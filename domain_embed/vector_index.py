@@ -101,7 +101,7 @@ class FaissIndex(NamedTuple):
     recall: float  # fraction of the exact top 10
     effort: int  # for `set_effort`
 
-
+# %% ../nbs/84_vector_index.ipynb #cba1592c
 def build_index(
     paths: Sequence[Path],  # shards
     rows: int,  # in all shards
