@@ -45,10 +45,11 @@ walkthrough: .venv/installed
 # the rendered site, in _docs/; any warning but the one about nbdev's own key fails
 docs: .venv/installed
 	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
-	cp nbs/_smalldocs.yml _proc/
+	cp nbs/_smalldocs.yml nbs/site.css _proc/
 	cp -r nbs/images _proc/
 	! $(BIN)/smalldocs render --quiet _proc 2>&1 | grep -v 'output-file is not read'
 	rm -rf _docs && mv _proc/_site _docs
+	$(BIN)/python nbs/site.py _docs
 
 clean:
 	rm -rf build dist _proc _docs *.egg-info

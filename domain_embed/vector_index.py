@@ -38,7 +38,7 @@ def _sample(
     step = max(1, rows // size)
     start, found = 0, []
     for block in read_vectors(paths):
-        found.append(block[-start % step :: step])
+        found.append(block[-start % step :: step].copy())  # a view would keep the whole block
         start += len(block)
     return np.concatenate(found)[:size]
 

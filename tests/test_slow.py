@@ -1,4 +1,4 @@
-"""Minutes on two cores: ten kills, TensorRT's planner on the CPU, the explorer in a browser."""
+"""Minutes on two cores: ten kills, TensorRT's planner on the CPU, explorer, report and playground in a browser."""
 
 import os
 import random
@@ -132,4 +132,51 @@ def test_the_report_in_a_browser(tiny_run, tmp_path, width):
         page.pdf(path=tmp_path / f"{width}.pdf")
         browser.close()
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    print(f"screenshots in {tmp_path}")
+
+
+@pytest.fixture
+def playground(tiny_run, tmp_path):
+    "The playground of a copy of a run, its address and its folder."
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "played")
+    process = subprocess.Popen([COMMAND, "playground", run_dir, "--port", "8898"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield "http://127.0.0.1:8898/", run_dir
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (1920, "light")])
+def test_the_playground_in_a_browser(playground, tmp_path, width, scheme):
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
+    address, run_dir = playground
+    said, asked = [], []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        for _ in range(60):  # until it listens
+            try:
+                page.goto(address)
+                break
+            except playwright.Error:
+                time.sleep(1)
+        page.keyboard.type("<b>insert</b> into a sorted list")  # the field has the focus
+        page.keyboard.press("Enter")
+        page.locator("article").first.wait_for()
+        assert page.locator("section").count() == 3 and page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator("article button").first.focus()
+        page.keyboard.press("Enter")
+        page.locator("article.right").first.wait_for()
+        page.wait_for_function("document.querySelector('#status').textContent.includes('evaluate.test_set')")
+        page.screenshot(path=tmp_path / f"{width}.png")
+        page.locator("article.right button").first.click()
+        page.wait_for_function("!document.querySelector('article.right')")
+        page.locator("article button").first.click()
+        page.wait_for_function("document.querySelector('#status').textContent.startsWith('1 query')")
+        browser.close()
+    assert not said and all(url.startswith((address, "data:")) for url in asked)
+    test_set = read_beir(run_dir / "playground/test_set")
+    assert list(test_set.queries.values()) == ["<b>insert</b> into a sorted list"] and sum(map(len, test_set.qrels.values())) == 1
     print(f"screenshots in {tmp_path}")
