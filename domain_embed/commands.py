@@ -67,7 +67,10 @@ def _search(options: argparse.Namespace) -> int:
         raise InputError(f"query {options.query!r}, -k {options.k}: give a text, and at least 1 passage")
     from domain_embed.run_search import RunSearch, format_hits
 
-    print(format_hits(RunSearch(run_dir).find(options.query, options.k), shutil.get_terminal_size((120, 24)).columns))
+    os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
+    with redirect_stderr(ProgressBars()):
+        found = RunSearch(run_dir).find(options.query, options.k)
+    print(format_hits(found, shutil.get_terminal_size((120, 24)).columns))
     return 0
 
 # %% ../nbs/75_commands.ipynb #ece0e3d9

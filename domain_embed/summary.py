@@ -154,6 +154,6 @@ def advice(
     if read_manifest(run_dir, "finetune")["metrics"].get("lexical"):
         weight = read_manifest(run_dir, "prepare")["metrics"]["lexical_weight"]
         found.append(
-            f"deploy the tuned model with its lexical dimensions; a search engine that has BM25 can take `dense` instead and rank by cosine + {weight:g} × BM25 score / sum of the query's idf"
+            f"it has lexical dimensions; a search engine that has BM25 can take `dense` instead and rank by cosine + {weight:g} × BM25 score / sum of the query's idf"
         )
     return found

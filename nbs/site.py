@@ -1,9 +1,10 @@
 """Make the rendered site independent of the network and of a server: python nbs/site.py _docs
 
-KaTeX comes from npm into the site instead of from a CDN, and the search index is a script, since a page opened as a file may not fetch.
+KaTeX comes from npm into the site instead of from a CDN, web fonts are left out, and the search index is a script, since a page opened as a file may not fetch.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def main(site: Path) -> None:
     for page in site.glob("*.html"):
         if CDN in page.read_text(encoding="utf-8"):
             replace(page, CDN, "katex")
+    for theme in (site / "site_libs/themes").glob("*.css"):
+        text = theme.read_text(encoding="utf-8")
+        theme.write_text(re.sub(r"@import url\(https://fonts[^)]*\);", "", text), encoding="utf-8")
+        assert "fonts.googleapis" not in theme.read_text(encoding="utf-8"), theme
     index = json.dumps(json.loads((site / "search.json").read_text(encoding="utf-8")), ensure_ascii=False)
     (site / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
     replace(site / "site_libs/smalldocs.js", FETCH, SCRIPT)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from domain_embed.profiles import load_profile, override
 
@@ -61,17 +62,33 @@ def run_here(stage: str, run_dir: Path, *more: str) -> dict:
 
 
 @pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "Eight short pages of the example corpus."
-    folder = tmp_path_factory.mktemp("documents")
-    for name in ("bisect", "fnmatch", "glob", "linecache", "secrets", "timeit", "copy", "abc"):
-        text = (ROOT / "examples/python/documents/library" / f"{name}.md").read_text()
-        (folder / f"{name}.md").write_text(text[:5000])
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder that all test processes share."
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_run(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    "A finished run of all five stages, and what it printed."
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    return run_dir, assert_ok(domain_embed("run", "--documents", documents, *set_options(), run_dir))
+def documents(shared: Path) -> Path:
+    "Eight short pages of the example corpus."
+    folder = shared / "documents"
+    with FileLock(shared / "lock"):
+        if folder.exists():
+            return folder
+        folder.mkdir()
+        for name in ("bisect", "fnmatch", "glob", "linecache", "secrets", "timeit", "copy", "abc"):
+            text = (ROOT / "examples/python/documents/library" / f"{name}.md").read_text()
+            (folder / f"{name}.md").write_text(text[:5000])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(documents: Path, shared: Path) -> tuple[Path, str]:
+    "A finished run of all five stages, and what it printed. Tests that change it copy it."
+    run_dir, printed = shared / "runs/tiny", shared / "printed.txt"
+    with FileLock(shared / "lock"):
+        if not printed.exists():
+            printed.write_text(assert_ok(domain_embed("run", "--documents", documents, *set_options(), run_dir)))
+    return run_dir, printed.read_text()

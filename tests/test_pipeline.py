@@ -30,8 +30,8 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert (run_dir / "report.html").read_text().count("data:image/png;base64") >= 5
 
 
-def test_what_has_not_changed_is_not_done_again(tiny_run):
-    run_dir, _ = tiny_run
+def test_what_has_not_changed_is_not_done_again(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
     printed = assert_ok(domain_embed("run", run_dir))
     assert printed.count("nothing has changed, skipped") == 5
 
