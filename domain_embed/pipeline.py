@@ -8,6 +8,7 @@ __all__ = ['READS', 'NEXT', 'NotShippedError', 'require_verdict', 'check_inputs'
 # %% ../nbs/70_pipeline.ipynb #f83c8c6e
 import argparse
 import itertools
+import logging
 import os
 import shlex
 import sys
@@ -173,6 +174,7 @@ def main(
     except RuntimeError as error:
         message, status = f"domain-embed: {error}", 1
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel("CRITICAL")  # which would describe what the kernel was doing
         message, status = "\ninterrupted: run the same command to continue", 130
     print_line("", "error", status=status, message=message) if OUTPUT.json else None
     sys.stderr.write(f"{message}\n")

@@ -46,6 +46,15 @@ def test_ten_kills_at_random_moments_change_nothing(documents, tiny_run, tmp_pat
         shutil.rmtree(run_dir)
 
 
+def test_an_interruption_is_one_line(documents, tmp_path):
+    command = [COMMAND, "run", "--documents", str(documents), *set_options(), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(20)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the command and its kernel
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and errors.strip() == "interrupted: run the same command to continue", errors
+
+
 def test_tensorrt_plans_the_graph(tiny_run, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx")
     from domain_embed.tensorrt_export import build_engine
