@@ -130,6 +130,7 @@ def _add_index_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", metavar="NAME", help="table or collection (default: deploy.model_name)")
     command.add_argument("--faiss", choices=["auto", "exact", "hnsw", "ivf", "none"], default="auto", help="FAISS index (default: exact up to 200,000 passages, then ivf)")
     command.add_argument("--no-text", action="store_true", help="store only ids and vectors")
+    command.add_argument("--replace", action="store_true", help="let other documents take the place of those of an existing index")
     command.add_argument("--ray", metavar="ADDRESS", default="", help="read and embed on a Ray cluster; local starts one here")
 
 # %% ../nbs/72_command_line.ipynb #a9fa15cf

@@ -41,9 +41,9 @@ def _index(options: argparse.Namespace) -> int:
     from domain_embed.index_request import IndexRequest
     from domain_embed.server_process import GRAPHS
 
-    run_dir = _need_run(options.run_dir)
+    run_dir = _need_run(options.run_dir).resolve()  # the machines of a cluster have other working folders
     deploy = settings_for(run_dir, None, [])[1]["deploy"]
-    more = {"graph": GRAPHS[deploy["precision"]], "kind": options.faiss, "with_text": not options.no_text, "ray": options.ray}
+    more = {"graph": GRAPHS[deploy["precision"]], "kind": options.faiss, "with_text": not options.no_text, "ray": options.ray, "replace": options.replace}
     request = IndexRequest(run_dir, options.documents, options.to, options.name or deploy["model_name"], **more)
     os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
     with redirect_stderr(ProgressBars()):

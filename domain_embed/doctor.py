@@ -129,7 +129,7 @@ def endpoint_check(
     checks = [Check(f"{name} key", OK if key else WARNING, f"{variable} is {'set' if key else 'not set'}", "" if key else f"export {variable}, unless the server needs none")] if variable else []
     try:
         answer = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=3)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return [*checks, Check(name, FAILED, f"{url} does not answer ({type(error).__name__})", "start the server, or correct its address")]
     refused = answer.status_code in (401, 403)
     state = FAILED if refused else OK if answer.is_success else WARNING

@@ -8,6 +8,7 @@ __all__ = ['Stamp', 'FILES', 'Unit', 'corpus_units', 'CutRules', 'StampedFile', 
 # %% ../nbs/81_document_units.ipynb #f1a83ed7
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from .beir import Passage, stream_passages
 from .chunking import TokenEnds
 from .documents import cut_document, is_corpus, language_of
 from .reading import Document, document_name, find_files, read_files, remove_paragraphs
+from .runs import InputError
 
 # %% ../nbs/81_document_units.ipynb #5481fd2b
 Stamp = tuple[int, int]  # size of a file in bytes, time of its last change in ns
@@ -33,6 +35,7 @@ class Unit:
     passages: tuple[Passage, ...] = ()
     skipped: str = ""  # reason; empty for a unit that is used
     stamp: Stamp | None = None  # of the file, on its last unit
+    failed: bool = False  # whether the file could not be read this time
 
     @property
     def sha256(self) -> bytes:  # 32 bytes
@@ -61,6 +64,7 @@ class CutRules:
     passage_overlap: int = 0  # tokens
     file_timeout: float = 300  # seconds
     file_memory: float = 4  # GiB
+    workers: int = 0  # processes that read files; 0: one for each core
     boilerplate: Mapping[str, str] = field(default_factory=dict)  # paragraph → the document that keeps it
 
 # %% ../nbs/81_document_units.ipynb #5b98fa71
@@ -74,7 +78,7 @@ def _unit(
     texts = {text for text, keeper in rules.boilerplate.items() if keeper != document.name}
     passages = cut_document(remove_paragraphs(document, texts), rules.passage_tokens, rules.ends, rules.passage_overlap)
     reason = document.skipped or ("" if passages else "holds no text")
-    return Unit(document.name, file, tuple(passages), reason, stamp)
+    return Unit(document.name, file, tuple(passages), reason, None if document.may_succeed else stamp, document.may_succeed)
 
 # %% ../nbs/81_document_units.ipynb #b8ba0abf
 def _by_file(
@@ -98,7 +102,7 @@ class StampedFile(NamedTuple):
 
     path: Path
     name: str
-    stamp: Stamp
+    stamp: Stamp | None  # None: it could not be found out
 
 # %% ../nbs/81_document_units.ipynb #192aeb2e
 def _stamped(
@@ -107,8 +111,12 @@ def _stamped(
 ) -> Iterator[StampedFile]:
     "Yield files with their names and stamps."
     for path in files:
-        state = path.stat()
-        yield StampedFile(path, document_name(path.relative_to(root).as_posix()), (state.st_size, state.st_mtime_ns))
+        try:
+            state = path.stat()
+            stamp = state.st_size, state.st_mtime_ns
+        except OSError:  # a broken link, or a file that has just been deleted: reading it says why
+            stamp = None
+        yield StampedFile(path, document_name(path.relative_to(root).as_posix()), stamp)
 
 # %% ../nbs/81_document_units.ipynb #cb5b9cea
 def _read_batch(
@@ -117,7 +125,10 @@ def _read_batch(
 ) -> list[Unit]:
     "Read and cut some files."
     stamps = {file.name: file.stamp for file in files}
-    documents = read_files([file.path for file in files], list(stamps), rules.file_timeout, rules.file_memory, desc="")
+    if len(stamps) < len(files):
+        twice = next(name for name, count in Counter(file.name for file in files).items() if count > 1)
+        raise InputError(f"two files are called {twice!r} after unprintable characters are replaced: rename one")
+    documents = read_files([file.path for file in files], list(stamps), rules.file_timeout, rules.file_memory, rules.workers, desc="")
     return [_unit(document, file, rules, stamps[file] if last else None) for file, document, last in _by_file(documents, list(stamps))]
 
 # %% ../nbs/81_document_units.ipynb #c9c0e4a6
@@ -131,8 +142,11 @@ def folder_units(
     apply: Callable[[Callable, Iterable], Iterator] = map,  # applies a function to items and yields the results in order
 ) -> Iterator[Unit]:
     "Yield the documents of a folder as units."
-    root = path if path.is_dir() else path.parent
-    wanted = (file for file in _stamped(root, find_files(path)) if not unchanged(file.name, file.stamp))
+    root, files = path if path.is_dir() else path.parent, find_files(path)
+    names = {document_name(file.relative_to(root).as_posix()) for file in files}
+    kept = {text: keeper for text, keeper in rules.boilerplate.items() if keeper in names or keeper.rpartition("#")[0] in names}
+    rules = replace(rules, boilerplate=kept)
+    wanted = (file for file in _stamped(root, files) if file.stamp is None or not unchanged(file.name, file.stamp))
     for units in apply(partial(_read_batch, rules), iter(lambda: list(islice(wanted, FILES)), [])):
         yield from units
 

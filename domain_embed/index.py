@@ -8,6 +8,8 @@ __all__ = ['cut_shards', 'embed_units', 'update_shards', 'run_index']
 # %% ../nbs/80_index.ipynb #71c3402c
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,13 @@ import numpy as np
 
 from .beir import read_qrels
 from .catalog import add_units, forget_unseen, is_known, is_unchanged, live_passages, open_catalog
-from .document_units import Unit, read_units
-from .index_request import SHARD_PASSAGES, IndexRequest, check_same_model, documents_of, map_functions, open_database, rules_of
+from .document_units import CutRules, Unit, read_units
+from .index_request import SHARD_PASSAGES, IndexRequest, claim_index, describe_index, documents_of, map_functions, open_database, rules_of
 from .inference import ExportedModel, encode_texts, load_exported
 from .jsonl import read_jsonl, write_jsonl
 from .manifests import artefact, find_manifest
 from .runs import InputError, lock, progress, sha256, write_json
-from .shards import remove_dead, shard_path, shard_paths, write_shard
+from .shards import forget_lost, remove_dead, shard_path, shard_paths, write_shard
 from .vector_index import build_index, save_index
 
 # %% ../nbs/80_index.ipynb #d6450feb
@@ -36,7 +38,9 @@ def cut_shards(
     count = 0
     for unit in units:
         if unit.passages and known(unit):
-            continue
+            if not unit.stamp:
+                continue
+            unit = replace(unit, passages=())  # only its file's stamp is new
         own.append(unit)
         count += max(1, len(unit.passages))
         if count >= passages:
@@ -46,16 +50,21 @@ def cut_shards(
         yield own
 
 # %% ../nbs/80_index.ipynb #efda477c
-_load_once = cache(load_exported)  # once in each process
+@cache
+def _load_once(folder: Path, graph: str, threads: int, sha256: str) -> ExportedModel:
+    "Load a model once in each process; the hash tells a new export in the same folder from an old one."
+    return load_exported(folder, graph, threads)
 
-
+# %% ../nbs/80_index.ipynb #ffa45bac
 def embed_units(
     folder: Path,  # of the export
     graph: str,  # file name
+    threads: int,  # 0: one for each core
+    sha256: str,  # of the graph
     units: list[Unit],
 ) -> tuple[list[Unit], np.ndarray]:  # the units, and float32 (passages of all units, dimensions)
     "Embed the passages of a shard."
-    model = _load_once(folder, graph)
+    model = _load_once(folder, graph, threads, sha256)
     texts = [p.content for unit in units for p in unit.passages]
     return units, encode_texts(model, texts, "document") if texts else np.zeros((0, model.dimensions), np.float32)
 
@@ -103,6 +112,7 @@ def _index_shards(
     known = next(read_jsonl(record)) if record.exists() and path.exists() else {}
     if known.get("shards") == shards and known.get("asked") == request.kind:
         return known
+    path.unlink(missing_ok=True)  # it would not fit the shards
     questions = _test_questions(request.run_dir)
     queries = encode_texts(model, questions, "query") if questions else np.zeros((0, model.dimensions), np.float32)
     built = build_index(shard_paths(request.folder), rows, queries, request.kind)
@@ -113,39 +123,61 @@ def _index_shards(
     return found
 
 # %% ../nbs/80_index.ipynb #df8f7fcd
-def run_index(request: IndexRequest) -> dict[str, Any]:  # content of index.json, "embedded", "removed" and "loaded"
+def _seen_units(
+    request: IndexRequest,
+    documents: Path,
+    rules: CutRules,
+    catalog: sqlite3.Connection,
+    run: int,
+) -> Iterator[list[Unit]]:
+    "Yield the content of new shards."
+    unchanged = partial(is_unchanged, catalog, run)
+    return cut_shards(read_units(documents, rules, unchanged, map_functions(request)[0]), partial(is_known, catalog, run), request.shard_passages)
+
+# %% ../nbs/80_index.ipynb #594f74a1
+def _write_shards(
+    request: IndexRequest,
+    model: ExportedModel,
+    catalog: sqlite3.Connection,
+    run: int,
+    sha256: str,  # of the graph
+    described: tuple[Path, CutRules],  # documents, and how they are cut
+) -> dict[str, Any]:  # "embedded", "removed", "skipped", "passages", "units"
+    "Embed what is new, and remove what is gone. Raises `InputError`, before anything is removed, if nothing is left."
+    model_folder, folder = artefact(request.run_dir, "export", "onnx"), request.folder
+    forget_lost(folder, catalog)
+    embed = partial(embed_units, model_folder, request.graph, int(bool(request.ray)), sha256)
+    embedded = update_shards(folder, catalog, run, map_functions(request)[1](embed, _seen_units(request, *described, catalog, run)), request.with_text)
+    if not catalog.execute("select 1 from units where run = ? limit 1", (run,)).fetchone():
+        raise InputError(f"the documents in {described[0]} hold no text that can be used; nothing was removed from {folder}: check --documents")
+    forget_unseen(catalog, run)
+    skipped = [{"document": name, "skipped": reason} for name, reason in catalog.execute("select name, reason from skipped order by name")]
+    write_jsonl(folder / "skipped.jsonl", skipped)
+    units, passages = catalog.execute("select count(*), sum(passages) from units").fetchone()
+    return {"embedded": embedded, "removed": remove_dead(folder, catalog), "skipped": len(skipped), "passages": passages, "units": units}
+
+# %% ../nbs/80_index.ipynb #7be1ca26
+def run_index(request: IndexRequest) -> dict[str, Any]:  # content of index.json, "embedded", "removed", "skipped" and "loaded"
     "Bring an index up to date with its documents."
-    model_folder, documents = artefact(request.run_dir, "export", "onnx"), documents_of(request)
-    model, folder = _load_once(model_folder, request.graph), request.folder
-    rules, (read, embed), load = rules_of(request.run_dir, model), map_functions(request), open_database(request, model)
+    model_folder, documents, folder = artefact(request.run_dir, "export", "onnx"), documents_of(request), request.folder
+    if not (model_folder / request.graph).exists():
+        raise InputError(f"{model_folder / request.graph} is missing: set deploy.precision to fp32, or run `domain-embed export` with export.int8")
+    graph = sha256(model_folder / request.graph)
+    model = _load_once(model_folder, request.graph, 0, graph)
+    rules = rules_of(request.run_dir, model, bool(request.ray))
     with lock(folder):
-        same_rules = check_same_model(folder, model_folder, request.graph, rules)
         catalog, run = open_catalog(folder / "catalog.sqlite")
-        skipped: list[dict] = []
-
-        def seen(unit: Unit) -> bool:
-            return is_known(catalog, run, unit)
-
-        def reported() -> Iterator[Unit]:
-            unchanged = partial(is_unchanged, catalog, run) if same_rules else lambda file, stamp: False
-            for unit in read_units(documents, rules, unchanged, read):
-                if unit.skipped:
-                    skipped.append({"document": unit.name, "skipped": unit.skipped})
-                yield unit
-
-        embedded = update_shards(folder, catalog, run, embed(partial(embed_units, model_folder, request.graph), cut_shards(reported(), seen, request.shard_passages)), request.with_text)
-        forget_unseen(catalog, run)
-        removed, passages = remove_dead(folder, catalog), sum(live_passages(catalog).values())
-        if not passages:
-            raise InputError(f"the documents in {documents} hold no text that can be used: see --documents")
-        write_jsonl(folder / "skipped.jsonl", skipped)
-        units = catalog.execute("select count(*) from units").fetchone()[0]
-        catalog.close()
+        with closing(catalog):
+            owner = claim_index(request, describe_index(request, documents, rules), catalog)
+            load = open_database(request, model, owner)
+            found = _write_shards(request, model, catalog, run, graph, (documents, rules))
         shards = {path.name: sha256(path) for path in shard_paths(folder)}
-        found = {"passages": passages, "units": units, "dimensions": model.dimensions, "shards": shards}
-        if request.kind != "none":
-            faiss = _index_shards(request, model, shards, passages)
-            found["faiss"] = {name: faiss[name] for name in ("kind", "recall@10", "effort")}
-        write_json(folder / "index.json", found)
+        content = {"passages": found.pop("passages"), "units": found.pop("units"), "dimensions": model.dimensions, "shards": shards}
+        if request.kind == "none":
+            (folder / "index.faiss").unlink(missing_ok=True)
+        else:
+            faiss = _index_shards(request, model, shards, content["passages"])
+            content["faiss"] = {name: faiss[name] for name in ("kind", "recall@10", "effort")}
+        write_json(folder / "index.json", content)
         loaded = load({folder / name: digest for name, digest in shards.items()})
-    return found | {"embedded": embedded, "removed": removed, "skipped": len(skipped), "loaded": loaded}
+    return content | found | {"loaded": loaded}

@@ -38,9 +38,10 @@ _NAMES = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImpl
 GRAPH_ERRORS = tuple(getattr(errors, name) for name in _NAMES)  # of a graph that cannot run; they have no common class
 
 # %% ../nbs/06_inference.ipynb #fa07383a
-def _options() -> onnxruntime.SessionOptions:
+def _options(threads: int = 0) -> onnxruntime.SessionOptions:
     "Return options under which threads sleep while they wait."
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -48,6 +49,7 @@ def _options() -> onnxruntime.SessionOptions:
 def load_exported(
     folder: str | Path,  # with the graph, tokenizer.json and export.json
     graph: str = "model.onnx",  # file name of the graph
+    threads: int = 0,  # of the CPU; 0: one for each core
 ) -> ExportedModel:  # on the GPU if onnxruntime supports one
     "Load an exported model."
     folder = Path(folder)
@@ -62,7 +64,7 @@ def load_exported(
     if "CUDAExecutionProvider" in available:
         onnxruntime.preload_dlls()  # without PyTorch in the process nothing has loaded CUDA's libraries
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    session = onnxruntime.InferenceSession(str(folder / graph), _options(), providers=providers)
+    session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=providers)
     lexical = read_weights(folder) if (folder / "lexical.json").exists() else None
     sizes = tuple(config.get("sizes", ()))
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"], config.get("own_dimensions", 0), lexical, sizes)

@@ -34,7 +34,7 @@ def copy_notebooks(
 # %% ../nbs/78_lab.ipynb #b3c79ae1
 def lab_command(folder: Path) -> list[str]:
     "Return the command line that opens JupyterLab at the tour."
-    return [sys.executable, "-m", "jupyterlab", "--notebook-dir", str(folder.resolve()), "nbs/000_tour.ipynb"]
+    return [sys.executable, "-m", "jupyterlab", "--notebook-dir", str(folder.resolve()), str(folder.resolve() / "nbs/000_tour.ipynb")]
 
 # %% ../nbs/78_lab.ipynb #0370b85e
 def open_lab(folder: Path) -> NoReturn:

@@ -46,7 +46,8 @@ def band_keys(
     hashes: np.ndarray,  # from `shingles`
 ) -> np.ndarray:  # uint64 (BANDS,)
     "Return the hash of each band of a text's sketch."
-    smallest = ((hashes[:, None] * (_FACTORS | np.uint64(1)) + _TERMS) >> np.uint64(32)).min(axis=0)
+    blocks = np.array_split(hashes, len(hashes) // 4_096 + 1)  # of a long text
+    smallest = np.min([((block[:, None] * (_FACTORS | np.uint64(1)) + _TERMS) >> np.uint64(32)).min(axis=0) for block in blocks], axis=0)
     return (smallest.reshape(BANDS, ROWS) * _MIX).sum(axis=1)
 
 # %% ../nbs/037_near_duplicates.ipynb #f8acbff2

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def _print_estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> Non
             continue
         duration = "the time is not known without a request" if cost.seconds is None else f"takes {cost.seconds / 60:.0f} min"
         requests = f"{cost.requests:,} requests ({cost.known} answered already)"
-        print_line(f"{name:10}{requests}, {cost.tokens_in:,} tokens in, {cost.tokens_out:,} out, costs {cost.money:.2f}, {duration}")
+        fields = {"llm": name, "requests": cost.requests, "tokens_in": cost.tokens_in, "tokens_out": cost.tokens_out, "cost": cost.money, "seconds": cost.seconds}
+        print_line(f"{name:10}{requests}, {cost.tokens_in:,} tokens in, {cost.tokens_out:,} out, costs {cost.money:.2f}, {duration}", "estimate", **fields)
     if offline:
         print_line("estimated from token counts: a reasoning model writes more; --estimate without =offline sends a few requests")
 
@@ -72,7 +74,8 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
         print_line("\n".join(f"remark: {remark}" for remark in plan.remarks))
     if options.dry_run:
         files = {} if options.backend == "local" else plan.files
-        print("\n".join([f"--- {path}\n{content}" for path, content in files.items()] + [shlex.join(command)]))
+        text = "\n".join([f"--- {path}\n{content}" for path, content in files.items()] + [shlex.join(command)])
+        print_line(text, "command", command=command, files={str(path): content for path, content in files.items()})
         return
     if options.backend != "local":
         prepare_plan(plan)
@@ -162,14 +165,14 @@ def main(
             parser().print_help()
             return 0
         return run_tool(options) if options.command in TOOLS else run_command(options) or 0
-    except BrokenPipeError:  # the reader of the output has gone: nothing is left to say
+    except BrokenPipeError:  # the reader of the output has gone: nothing is left to say, but a stage has not ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if options.command in ("params", "search", "doctor", "compare") else 4
     except InputError as error:
         message, status = f"domain-embed: {error}", 2
     except NotShippedError as error:
         message, status = f"domain-embed: {error}", 3
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, sqlite3.Error) as error:
         message, status = f"domain-embed: this machine failed: {error or 'out of memory'}", 4
     except RuntimeError as error:
         message, status = f"domain-embed: {error}", 1

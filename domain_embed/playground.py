@@ -33,10 +33,12 @@ class Marks:
         passages: list,  # of the run
     ):
         self.folder, self.passages = folder, passages
-        self.lock = threading.Lock()
+        self.lock, self.written = threading.Lock(), False
         self.right: dict[str, list[str]] = {}  # query → ids of passages
         if (folder / "marks.jsonl").exists():
-            self.right = {row["query"]: row["right"] for row in read_jsonl(folder / "marks.jsonl", required=("query", "right"))}
+            known = {p.id for p in passages}  # the documents may have changed
+            rows = read_jsonl(folder / "marks.jsonl", required=("query", "right"))
+            self.right = {row["query"]: [own for own in row["right"] if own in known] for row in rows}
 
     def set(
         self,
@@ -49,8 +51,9 @@ class Marks:
             known = [own for own in self.right.get(query, []) if own != passage]
             self.right[query] = [*known, passage] if right else known
             marked = {text: ids for text, ids in self.right.items() if ids}
-            if not (self.folder / "corpus.jsonl").exists():
+            if not self.written:
                 write_passages(self.folder / "corpus.jsonl", self.passages)
+                self.written = True
             numbered = list(enumerate(marked.items(), start=1))
             write_jsonl(self.folder / "queries.jsonl", ({"_id": f"q{n}", "text": text} for n, (text, _) in numbered))
             lines = [f"q{n}\t{own}\t1\n" for n, (_, ids) in numbered for own in ids]
@@ -80,7 +83,7 @@ def playground_app(
 ) -> FastAPI:
     "Return the web application."
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "testserver"])  # no page of another name may ask
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # no page of another name may ask
     known = {p.id for p in searched.passages}
 
     def summary() -> dict[str, Any]:

@@ -6,9 +6,9 @@
 __all__ = ['MAX_DIMENSIONS', 'COLUMNS', 'connect', 'create_tables', 'sync_postgres', 'search_postgres']
 
 # %% ../nbs/85_postgres.ipynb #75cdac67
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import psycopg
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pgvector import Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from .runs import InputError, progress
 from .shards import vectors_of
@@ -28,9 +29,9 @@ def connect(
     url: str,  # postgresql://USER@HOST/DATABASE; the password comes from PGPASSWORD or ~/.pgpass
 ) -> psycopg.Connection:
     "Connect to a database with pgvector. Raises `InputError` if there is none, or if the address holds a password."
-    if urlsplit(url).password:
-        raise InputError("--to postgresql://… holds a password: leave it out, and set PGPASSWORD or write it to ~/.pgpass")
     try:
+        if conninfo_to_dict(url).get("password"):
+            raise InputError("--to postgresql://… holds a password: leave it out, and set PGPASSWORD or write it to ~/.pgpass")
         connection = psycopg.connect(url, autocommit=True)
         connection.execute("create extension if not exists vector")
     except psycopg.Error as error:
@@ -44,18 +45,24 @@ def create_tables(
     connection: psycopg.Connection,
     name: str,  # of the table
     dimensions: int,
+    owner: str,  # id of the index
 ) -> None:
-    "Create the tables. Raises `InputError` if they exist with vectors of another size."
+    "Create the tables. Raises `InputError` if they exist with vectors of another size, or belong to another index."
     if dimensions > MAX_DIMENSIONS:
         raise InputError(f"{dimensions} dimensions: pgvector indexes up to {MAX_DIMENSIONS}; set prepare.lexical_dims lower, or use another --to")
+    if not re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", name):
+        raise InputError(f"--name {name!r}: a table's name has up to 40 letters, digits and _, and begins with a letter")
     columns = "id text primary key, document text not null, title text, text text, language text, shard text not null, embedding vector({}) not null"
-    table, shards = sql.Identifier(name), sql.Identifier(f"{name}_shards")
+    table, shards, by_shard = (sql.Identifier(f"{name}{end}") for end in ("", "_shards", "_by_shard"))
     connection.execute(sql.SQL("create table if not exists {} (" + columns + ")").format(table, sql.Literal(dimensions)))
-    connection.execute(sql.SQL("create table if not exists {} (shard text primary key, sha256 text not null)").format(shards))
+    connection.execute(sql.SQL("create table if not exists {} (shard text primary key, sha256 text not null, owner text not null)").format(shards))
     query = "select atttypmod from pg_attribute where attrelid = to_regclass(%s) and attname = 'embedding'"
-    found = connection.execute(query, [f'"{name}"']).fetchone()[0]
-    if found != dimensions:
-        raise InputError(f"table {name!r} holds vectors of {found} dimensions, and the model's have {dimensions}: give another --name, or drop the table")
+    row = connection.execute(query, [f'"{name}"']).fetchone()
+    if row is None or row[0] != dimensions:
+        raise InputError(f"table {name!r} does not hold vectors of {dimensions} dimensions, but {row[0] if row else 'none'}: give another --name, or drop the table")
+    if connection.execute(sql.SQL("select 1 from {} where owner <> %s limit 1").format(shards), [owner]).fetchone():
+        raise InputError(f"table {name!r} belongs to another index: give another --name, or drop the table")
+    connection.execute(sql.SQL("create index if not exists {} on {} (shard)").format(by_shard, table))
 
 # %% ../nbs/85_postgres.ipynb #72c1702a
 COLUMNS = ("id", "document", "title", "text", "language")
@@ -65,20 +72,19 @@ def _load_shard(
     connection: psycopg.Connection,
     name: str,
     path: Path,
-    sha256: str,
+    note: tuple[str, str],  # hash, owner
 ) -> None:
-    "Replace a shard's rows in one transaction."
+    "Load a shard's rows in one transaction."
     table = pq.read_table(path)
     texts = [table.column(c).to_pylist() if c in table.column_names else [None] * len(table) for c in COLUMNS]
     rows, shards = sql.Identifier(name), sql.Identifier(f"{name}_shards")
     names = sql.SQL(", ").join(map(sql.Identifier, (*COLUMNS, "shard", "embedding")))
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(sql.SQL("delete from {} where shard = %s").format(rows), [path.name])
         with cursor.copy(sql.SQL("copy {} ({}) from stdin with (format binary)").format(rows, names)) as copy:
             copy.set_types(["text"] * 6 + ["vector"])
             for *values, vector in zip(*texts, vectors_of(table), strict=True):
                 copy.write_row([*(value and value.replace("\0", "") for value in values), path.name, Vector(vector)])
-        cursor.execute(sql.SQL("insert into {} values (%s, %s) on conflict (shard) do update set sha256 = excluded.sha256").format(shards), [path.name, sha256])
+        cursor.execute(sql.SQL("insert into {} values (%s, %s, %s)").format(shards), [path.name, *note])
 
 # %% ../nbs/85_postgres.ipynb #9e4acd6d
 def sync_postgres(
@@ -86,20 +92,25 @@ def sync_postgres(
     name: str,  # of the table
     shards: Mapping[Path, str],  # file → hash
     dimensions: int,
+    owner: str,  # id of the index
 ) -> int:  # shards that were loaded
-    "Make a table equal to an index's shards, and index it."
-    create_tables(connection, name, dimensions)
-    rows, notes = sql.Identifier(name), sql.Identifier(f"{name}_shards")
-    known = dict(connection.execute(sql.SQL("select shard, sha256 from {}").format(notes)).fetchall())
-    for gone in known.keys() - {path.name for path in shards}:
-        with connection.transaction():
-            connection.execute(sql.SQL("delete from {} where shard = %s").format(rows), [gone])
-            connection.execute(sql.SQL("delete from {} where shard = %s").format(notes), [gone])
-    changed = {path: digest for path, digest in shards.items() if known.get(path.name) != digest}
-    for path, digest in progress(changed.items(), desc="loading", unit=" shards"):
-        _load_shard(connection, name, path, digest)
-    index = sql.Identifier(f"{name}_embedding")
-    connection.execute(sql.SQL("create index if not exists {} on {} using hnsw (embedding vector_ip_ops)").format(index, rows))
+    "Make a table equal to an index's shards, and index it. Raises `OSError` if the database fails."
+    try:
+        create_tables(connection, name, dimensions, owner)
+        rows, notes = sql.Identifier(name), sql.Identifier(f"{name}_shards")
+        known = dict(connection.execute(sql.SQL("select shard, sha256 from {}").format(notes)).fetchall())
+        wanted = {path.name: digest for path, digest in shards.items()}
+        outdated = [shard for shard, digest in known.items() if wanted.get(shard) != digest]
+        with connection.transaction():  # all of them first: a passage may have moved to another shard
+            for table in (rows, notes):
+                connection.execute(sql.SQL("delete from {} where shard = any(%s)").format(table), [outdated])
+        changed = {path: digest for path, digest in shards.items() if known.get(path.name) != digest}
+        for path, digest in progress(changed.items(), desc="loading", unit=" shards"):
+            _load_shard(connection, name, path, (digest, owner))
+        index = sql.Identifier(f"{name}_embedding")
+        connection.execute(sql.SQL("create index if not exists {} on {} using hnsw (embedding vector_ip_ops)").format(index, rows))
+    except psycopg.Error as error:
+        raise OSError(f"PostgreSQL: {' '.join(str(error).split())}: run the same command again to continue") from None
     return len(changed)
 
 # %% ../nbs/85_postgres.ipynb #60c93ed4
@@ -110,5 +121,6 @@ def search_postgres(
     k: int,
 ) -> list[tuple[str, float]]:  # id, score; best first
     "Search a table; scores are inner products."
+    connection.execute(sql.SQL("set hnsw.ef_search = {}").format(sql.Literal(min(1_000, max(40, k)))))  # the most that it returns
     statement = sql.SQL("select id, -(embedding <#> %s) from {} order by embedding <#> %s limit %s").format(sql.Identifier(name))
     return connection.execute(statement, [Vector(query), Vector(query), k]).fetchall()

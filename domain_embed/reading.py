@@ -85,6 +85,7 @@ class Document:
     name: str  # path below the folder; the name of a record ends in # and its id
     blocks: tuple[Block, ...] = ()
     skipped: str = ""  # reason; empty for a document that is used
+    may_succeed: bool = False  # whether a skipped file may be read another time, or with other limits
 
 # %% ../nbs/19_reading.ipynb #d4260b8f
 def _document(name: str, blocks: Iterable[Block]) -> Document:
@@ -155,10 +156,11 @@ def _attempt(path: Path, name: str) -> list[Document]:
     except InputError as error:
         return [Document(name, skipped=str(error))]
     except MemoryError:
-        return [Document(name, skipped="needs more memory than generate.file_memory allows: raise it, or split the file")]
+        reason = "needs more memory than generate.file_memory allows: raise it, or split the file"
+        return [Document(name, skipped=reason, may_succeed=True)]
     except Exception as error:  # noqa: BLE001  (parsers raise errors of any kind, which are reported here)
         reason = getattr(error, "strerror", None) or type(error).__name__
-        return [Document(name, skipped=f"cannot be read ({reason}): repair or convert it")]
+        return [Document(name, skipped=f"cannot be read ({reason}): repair or convert it", may_succeed=isinstance(error, OSError))]
 
 # %% ../nbs/19_reading.ipynb #d13aa72c
 def _result(future: ProcessFuture, name: str, seconds: float) -> list[Document]:
@@ -172,7 +174,7 @@ def _result(future: ProcessFuture, name: str, seconds: float) -> list[Document]:
         reason = f"made its reader crash (exit status {error.exitcode}): repair or convert it"
     else:
         raise error
-    return [Document(name, skipped=reason)]
+    return [Document(name, skipped=reason, may_succeed=True)]
 
 # %% ../nbs/19_reading.ipynb #31196e84
 def read_files(

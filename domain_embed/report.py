@@ -95,7 +95,7 @@ def overview(
     money = by_stage["generate"]["metrics"]["cost"] if "generate" in by_stage else 0
     minutes = sum(manifest["seconds"] for manifest in manifests) / 60
     found.append(("Cost", f"{minutes:,.0f} minutes on this machine" + (f", and {money:.2f} for the LLM at the given prices" if money else "")))
-    return [*found, ("Repeat", shlex.join(["domain-embed", *run["command"][1:]]))]
+    return [*found, ("Last command", f"{shlex.join(['domain-embed', *run['command'][1:]])}; all settings are in run.json and at the end of each stage below")]
 
 # %% ../nbs/71_report.ipynb #a181f27d
 def _changed_queries(run_dir: Path, manifests: list[dict]) -> list[dict]:

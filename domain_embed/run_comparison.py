@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from .beir import read_beir
 from .breakdown import clusters_of
 from .manifests import artefact, find_manifest, read_manifest
-from .runs import STAGES, asset, write_atomic
+from .runs import STAGES, InputError, asset, sha256, write_atomic
 from .significance import interval
 from .verdict import format_score
 
@@ -40,17 +40,17 @@ def differing_settings(
 def set_source(
     run_dir: Path,
     name: str,  # of a test set
-) -> tuple[Path, str]:  # BEIR folder, hash
-    "Return the folder of a test set and the hash that stage 4 has recorded."
+) -> tuple[Path, str]:  # BEIR folder, hash that stage 4 has recorded
+    "Return the folder of a test set, and its hash when it was used."
     manifest = read_manifest(run_dir, "evaluate")
     known = manifest["inputs"] | manifest["outputs"]
     own = {"generated": "2_prepare/eval_beir", "judged": "4_evaluate/judged"}
-    if name in own:
-        return run_dir / own[name], known[own[name]]["sha256"]
-    path = manifest["parameters"]["test_set"] if name == "human" else name.removeprefix("guard ")
-    end = "/".join(part for part in Path(path).parts if part not in ("/", ".."))  # the notebooks name the example relative to themselves
-    key = next(key for key in known if Path(key).is_absolute() and key.endswith(end))
-    return Path(key), known[key]["sha256"]
+    path = Path(own.get(name) or (manifest["parameters"]["test_set"] if name == "human" else name.removeprefix("guard ")))
+    end = "/".join(part for part in path.parts if part not in ("/", ".."))  # the notebooks name the example relative to themselves
+    keys = [key for key in known if f"/{key}".endswith(f"/{end}") or path.resolve() == (run_dir / key).resolve()]
+    if not keys:
+        raise InputError(f"stage 4 of {run_dir} has not recorded the {name} set: run `domain-embed evaluate {run_dir}` again")
+    return run_dir / keys[0], known[keys[0]]["sha256"]
 
 # %% ../nbs/77_run_comparison.ipynb #95a96459
 def _of_system(
@@ -71,7 +71,7 @@ def compare_set(
     "Compare the tuned models of two runs on a test set."
     (folder, digest), (_, other) = set_source(first, name), set_source(second, name)
     before, after = (_of_system(run, name, "tuned") for run in (first, second))
-    same = digest == other
+    same = digest == other and folder.exists() and sha256(folder) == digest
     changes = {metric: {"first": float(before[metric].mean()), "second": float(after[metric].mean())} for metric in METRICS}
     if same:
         test = read_beir(folder)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROW_GROUP', 'TEXTS', 'shard_path', 'write_shard', 'shard_paths', 'vectors_of', 'read_vectors', 'read_rows',
-           'remove_dead']
+           'forget_lost', 'remove_dead']
 
 # %% ../nbs/83_shards.ipynb #393c9249
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .beir import Passage
-from .catalog import live_passages, live_units
+from .catalog import forget_shard, live_passages, live_units
 from .document_units import Unit
 
 # %% ../nbs/83_shards.ipynb #9e6cf2d4
@@ -40,7 +41,10 @@ def _write(
     "Write a table completely or not at all."
     part = path.with_suffix(".part")
     compression = {name: "zstd" for name in table.column_names if name != "vector"} | {"vector.list.element": "none"}  # vectors do not get smaller
-    pq.write_table(table, part, row_group_size=ROW_GROUP, use_dictionary=["document", "language"], compression=compression)
+    with part.open("wb") as file:
+        pq.write_table(table, file, row_group_size=ROW_GROUP, use_dictionary=["document", "language"], compression=compression)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 # %% ../nbs/83_shards.ipynb #b84649e6
@@ -101,6 +105,25 @@ def read_rows(
                 found |= dict(zip((start + n for n in wanted), table.to_pylist(), strict=True))
             start += size
     return [found[n] for n in numbers]
+
+# %% ../nbs/83_shards.ipynb #c7461b95
+def forget_lost(
+    folder: Path,
+    catalog: sqlite3.Connection,
+) -> int:  # shards that were lost
+    "Forget the units of shards that are missing or not whole."
+    lost = 0
+    for number, rows in live_passages(catalog).items():
+        path = shard_path(folder, number)
+        try:
+            whole = path.exists() and pq.read_metadata(path).num_rows >= rows
+        except pa.ArrowInvalid:
+            whole = False
+        if not whole:
+            path.unlink(missing_ok=True)
+            forget_shard(catalog, number)
+            lost += 1
+    return lost
 
 # %% ../nbs/83_shards.ipynb #27a34bed
 def remove_dead(

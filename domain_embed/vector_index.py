@@ -35,12 +35,12 @@ def _sample(
     size: int,
 ) -> np.ndarray:  # float32 (size, dimensions)
     "Return vectors from equal distances over all shards."
-    step = max(1, rows // size)
+    wanted = np.unique(np.linspace(0, rows - 1, size).astype(np.int64))
     start, found = 0, []
     for block in read_vectors(paths):
-        found.append(block[-start % step :: step].copy())  # a view would keep the whole block
+        found.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
         start += len(block)
-    return np.concatenate(found)[:size]
+    return np.concatenate(found)
 
 # %% ../nbs/84_vector_index.ipynb #15f23d1e
 def empty_index(
@@ -113,13 +113,17 @@ def build_index(
     index = empty_index(kind, paths, rows)
     for block in read_vectors(paths):
         index.add(block)
-    if kind == "exact" or not len(queries):
-        return FaissIndex(index, kind, 1.0 if kind == "exact" else float("nan"), 0 if kind == "exact" else EFFORTS[-1])
-    exact = exact_top_k(paths, queries, 10)[1]
+    if kind == "exact":
+        return FaissIndex(index, kind, 1.0, 0)
+    if not len(queries):
+        set_effort(index, EFFORTS[-1])
+        return FaissIndex(index, kind, float("nan"), EFFORTS[-1])
+    k = min(10, rows)
+    exact = exact_top_k(paths, queries, k)[1]
     for effort in EFFORTS:
         set_effort(index, effort)
-        found = index.search(queries, 10)[1]
-        recall = float(np.mean([len(np.intersect1d(own, best)) / 10 for own, best in zip(found, exact, strict=True)]))
+        found = index.search(queries, k)[1]
+        recall = float(np.mean([len(np.intersect1d(own, best)) / k for own, best in zip(found, exact, strict=True)]))
         if recall >= TARGET_RECALL:
             break
     return FaissIndex(index, kind, recall, effort)

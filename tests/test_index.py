@@ -3,21 +3,23 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 from conftest import COMMAND, ROOT, assert_ok, assert_refused, domain_embed
 from pgvector import Vector
 
+from domain_embed import document_units, index, index_request
 from domain_embed.beir import Passage
 from domain_embed.document_units import Unit
 from domain_embed.index import run_index
+from domain_embed.index import update_shards as index_update
 from domain_embed.index_request import IndexRequest
 from domain_embed.inference import encode_texts, load_exported
 from domain_embed.manifests import open_stage
@@ -25,7 +27,8 @@ from domain_embed.models import load_model
 from domain_embed.onnx_export import export_onnx
 from domain_embed.postgres import connect, search_postgres, sync_postgres
 from domain_embed.qdrant import open_qdrant, search_dense
-from domain_embed.runs import sha256
+from domain_embed.reading import read_files
+from domain_embed.runs import InputError, sha256
 from domain_embed.shards import shard_path, shard_paths, vectors_of, write_shard
 from domain_embed.vector_index import exact_top_k
 
@@ -96,9 +99,9 @@ def test_databases_answer_as_exact_search_does(exported, archive, tmp_path, post
     found = {}
     for to in (postgres, f"qdrant:{tmp_path / 'qdrant'}"):
         for _ in range(2):  # the second time changes nothing
-            result = run_index(IndexRequest(exported, str(archive), to, "manual", shard_passages=32))
-            loaded = found.setdefault(to, []).append(result["loaded"])
-        assert loaded is None and found[to][0] > 0 and found[to][1] == 0
+            result = run_index(IndexRequest(exported, str(archive), to, "manual", shard_passages=32, replace=True))
+            found.setdefault(to, []).append(result["loaded"])
+        assert found[to][0] > 0 and found[to][1] == 0
     folder = exported / "index"
     rows = [row["id"] for path in shard_paths(folder) for row in pq.read_table(path, columns=["id"]).to_pylist()]
     expected = [[rows[n] for n in own] for own in exact_top_k(shard_paths(folder), vectors, 5)[1]]
@@ -120,10 +123,10 @@ def test_bad_requests(exported, archive, tmp_path):
     run = exported
     assert_refused(domain_embed("index", run, "--documents", tmp_path / "nowhere"), "nowhere", "--documents")
     assert_refused(domain_embed("index", tmp_path), "not a run folder")
-    assert_refused(domain_embed("index", run, "--documents", archive, "--to", "postgresql://me:secret@127.0.0.1:1/db"), "PGPASSWORD")
+    assert_refused(domain_embed("index", run, "--replace", "--documents", archive, "--to", "postgresql://me:secret@127.0.0.1:1/db"), "PGPASSWORD")
     twice = tmp_path / "corpus.jsonl"
     twice.write_text('{"_id": "a", "text": "one"}\n{"_id": "a", "text": "two"}\n')
-    assert_refused(domain_embed("index", run, "--documents", twice), "'a'", "unique")
+    assert_refused(domain_embed("index", run, "--documents", twice, "--to", tmp_path / "twice"), "'a'", "unique")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["params", "finetune"], ["run", "--dry-run", "--documents", "."], ["doctor"], []])
@@ -154,37 +157,55 @@ def index_process(exported, documents, to, log, ray=""):
 
 @pytest.fixture(scope="module")
 def undisturbed(exported, tmp_path_factory):
-    "What an undisturbed run over the example corpus writes, its number of passages, and its seconds."
+    "The shards that an undisturbed run over the example corpus writes."
     folder = tmp_path_factory.mktemp("whole")
-    start = time.monotonic()
-    shards = json.loads(index_process(exported, ROOT / "examples/python/documents", folder / "index", folder / "log").communicate()[0])
-    return shards, len(ids_of(folder / "index")), time.monotonic() - start
+    return json.loads(index_process(exported, ROOT / "examples/python/documents", folder / "index", folder / "log").communicate()[0])
+
+
+def update(exported, documents, to, log, moment=lambda: None):
+    "Run `PROGRAM` until it ends, killed after each moment; the shards, and the number of kills."
+    kills = 0
+    while True:
+        process = index_process(exported, documents, to, log)
+        try:
+            return json.loads(process.communicate(timeout=moment())[0]), kills
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(exported, undisturbed, tmp_path):
-    shards, passages, seconds = undisturbed
-    moments, landed, documents, log = random.Random(0), 0, ROOT / "examples/python/documents", tmp_path / "log"
-    rounds = 0
+def test_twenty_kills_change_nothing(exported, tmp_path):
+    documents, old, log = tmp_path / "documents", tmp_path / "old", tmp_path / "log"
+    shutil.copytree(ROOT / "examples/python/documents", documents)
+    (documents / "gone.md").write_text("# Gone\n\nThis page will be deleted.\n")
+    update(exported, documents, old, log)
+    (documents / "gone.md").unlink()
+    for number, path in enumerate(sorted(documents.rglob("*.md"))):  # two of three change
+        if number % 3:
+            path.write_text(path.read_text() + "\n\nThis page has been revised.\n")
+    expected, start = {}, time.monotonic()
+    for first in (False, True):
+        to = tmp_path / f"expected{first}"
+        if not first:
+            shutil.copytree(old, to)
+        expected[first] = update(exported, documents, to, log)[0], ids_of(to)
+    assert expected[False][1] == expected[True][1]
+    seconds, moments, landed, rounds = (time.monotonic() - start) / 2, random.Random(0), 0, 0
     while landed < 20:
         rounds += 1
-        to = tmp_path / f"index{rounds}"
+        first, to = rounds % 2 == 0, tmp_path / f"index{rounds}"
+        if not first:
+            shutil.copytree(old, to)
         log.unlink(missing_ok=True)
-        kills = 0
-        while True:
-            process = index_process(exported, documents, to, log)
-            try:
-                out = process.communicate(timeout=moments.uniform(2, 0.6 * seconds))[0]
-                break
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.communicate()
-                kills += 1
+        shards, kills = update(exported, documents, to, log, lambda: moments.uniform(2, 0.6 * seconds))
         landed += kills
-        assert json.loads(out) == shards and len(ids_of(to)) == passages
-        embedded = sum(map(int, log.read_text().split()))
-        largest = max(pq.read_metadata(path).num_rows for path in shard_paths(to))
-        assert passages <= embedded <= passages + largest * kills, "at most the shard in work is embedded again"
+        assert (shards, ids_of(to)) == expected[first]
+        if first:
+            largest = max(pq.read_metadata(path).num_rows for path in shard_paths(to))
+            embedded, passages = sum(map(int, log.read_text().split())), len(ids_of(to))
+            assert passages <= embedded <= passages + largest * kills, "at most the shard in work is embedded again"
     print(f"{landed} kills in {rounds} runs")
 
 
@@ -207,8 +228,8 @@ def test_a_cluster_that_loses_a_machine_writes_the_same(exported, undisturbed, t
         wait_for(process, lambda: shard_paths(tmp_path / "index"))  # some work is done and some under way
         cluster.remove_node(lost, allow_graceful=False)
         done = len(shard_paths(tmp_path / "index"))
-        assert json.loads(process.communicate()[0].splitlines()[-1]) == undisturbed[0]
-        assert done < len(undisturbed[0]), "the machine was lost too late"
+        assert json.loads(process.communicate()[0].splitlines()[-1]) == undisturbed
+        assert done < len(undisturbed), "the machine was lost too late"
     finally:
         cluster.shutdown()
 
@@ -222,10 +243,61 @@ def test_vectors_are_the_served_ones(exported, archive, tmp_path):
     assert np.abs(again - vectors_of(table)[:9]).max() < 1e-5
 
 
-def test_a_password_is_never_shown(postgres):
-    with pytest.raises(psycopg.Error):
-        psycopg.connect("postgresql://127.0.0.1:1/db", connect_timeout=2)
-    assert "secret" not in domain_embed("index", "/", "--to", "postgresql://me:secret@h/db").stderr
+def test_what_cannot_be_read_stays(exported, archive, tmp_path, monkeypatch):
+    request = IndexRequest(exported, str(archive), str(tmp_path / "index"), shard_passages=16)
+    first = run_index(request)
+    secret = archive / "pump05.md"
+    text = secret.read_text()
+    secret.unlink()
+    secret.symlink_to(archive / "unmounted.md")
+    second = run_index(request)
+    assert second["passages"] == first["passages"] and second["removed"] == 0 and second["skipped"] == first["skipped"] + 1
+    assert "pump05.md" in (request.folder / "skipped.jsonl").read_text()
+    secret.unlink()
+    secret.write_text(text.replace("Hold", "Press"))
+    third = run_index(request)
+    assert third["embedded"] > 0 and third["passages"] == first["passages"] and third["skipped"] == first["skipped"]
+    away = archive.rename(tmp_path / "away")
+    archive.mkdir()
+    with pytest.raises(InputError, match="nothing was removed"):
+        run_index(request)
+    archive.rmdir()
+    away.rename(archive)
+    assert run_index(request)["embedded"] == 0 and run_index(request)["passages"] == first["passages"]
+
+
+def test_a_lost_shard_is_made_again(exported, archive, tmp_path):
+    request = IndexRequest(exported, str(archive), str(tmp_path / "index"), shard_passages=16)
+    first = run_index(request)
+    expected = ids_of(request.folder)
+    shard_paths(request.folder)[1].unlink()
+    path = shard_paths(request.folder)[0]
+    path.write_bytes(path.read_bytes()[:1000])
+    second = run_index(request)
+    assert ids_of(request.folder) == expected and 0 < second["embedded"] < first["embedded"]
+
+
+def test_touched_files_are_read_once_and_changed_rules_read_all(exported, archive, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(document_units, "read_files", lambda files, *more, **options: read.append(len(files)) or read_files(files, *more, **options))
+    request = IndexRequest(exported, str(archive), str(tmp_path / "index"))
+    run_index(request)
+    (archive / "pump03.md").touch()
+    assert run_index(request)["embedded"] == 0 and run_index(request)["embedded"] == 0
+    assert read == [39, 1], "the touched file is read once more, and then never"
+    rules = index_request.CutRules
+    monkeypatch.setattr(index_request, "CutRules", lambda ends, **own: rules(ends, **own | {"passage_tokens": 20}))
+    monkeypatch.setattr(index, "update_shards", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # as if killed: the new rules are recorded, and no file counts as read
+        run_index(request)
+    monkeypatch.setattr(index, "update_shards", index_update)
+    assert run_index(request)["embedded"] > 20
+
+
+def test_a_password_is_never_shown(exported, archive):
+    for to in ("postgresql://me:secret@127.0.0.1:1/db", "postgresql://127.0.0.1:1/db?password=secret", "http://me:secret@127.0.0.1:1", "mysql://me:secret@h/db"):
+        done = domain_embed("index", exported, "--replace", "--documents", archive, "--to", to)
+        assert done.returncode == 2 and "secret" not in done.stdout + done.stderr, done.stderr
 
 
 @pytest.mark.slow
@@ -239,7 +311,7 @@ def test_ten_thousand_vectors_in_postgres(postgres, tmp_path):
         units = [Unit(f"d{number * 4_000 + n}", "", (Passage(f"d{number * 4_000 + n}", "d", "", "text"),)) for n in range(len(block))]
         write_shard(shard_path(tmp_path, number), units, block)
     connection = connect(postgres)
-    assert sync_postgres(connection, "many", {path: sha256(path) for path in shard_paths(tmp_path)}, 128) == 3
+    assert sync_postgres(connection, "many", {path: sha256(path) for path in shard_paths(tmp_path)}, 128, "mine") == 3
     queries = vectors[::200] + 0.05 * rng.normal(size=(50, 128)).astype(np.float32)
     expected = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     plan = connection.execute("explain select id from many order by embedding <#> %s limit 10", [Vector(queries[0])]).fetchall()
