@@ -110,7 +110,7 @@ def test_the_explorer_in_a_browser(tiny_run, tmp_path, jupyter):
         page.wait_for_timeout(2000)
         page.screenshot(path=tmp_path / "2.png")
         assert "marked relevant" in said.inner_text()
-        page.click("text=Write this line to the profile")
+        page.click("text=Write this threshold to the profile")
         page.wait_for_timeout(2000)
         browser.close()
     found = list(read_jsonl(run_dir / "marks.jsonl"))
