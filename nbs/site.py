@@ -1,6 +1,6 @@
 """Make the rendered site independent of the network and of a server: python nbs/site.py _docs
 
-KaTeX comes from npm into the site instead of from a CDN, web fonts are left out, and the search index is a script, since a page opened as a file may not fetch.
+Links between pages are checked. KaTeX comes from npm into the site instead of from a CDN, web fonts are left out, and the search index is a script, since a page opened as a file may not fetch.
 """
 
 import json
@@ -29,6 +29,21 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def broken_links(site: Path) -> list[str]:
+    "List the links between pages whose page or anchor is missing."
+    pages = {path.name: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
+    anchors = {name: set(re.findall(r'id="([^"]+)"', text)) for name, text in pages.items()}
+    found = []
+    for name, text in pages.items():
+        for link in set(re.findall(r'<a[^>]*href="([^"]+)"', text)):
+            target, _, anchor = link.partition("#")
+            target = target.removeprefix("./") or name
+            missing = not (site / target).exists() or (anchor and anchor not in anchors.get(target, {anchor}))
+            if missing and not re.match(r"[a-z]+:", link):
+                found.append(f"{name}: {link}")
+    return sorted(found)
+
+
 def main(site: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["npm", "pack", "--silent", f"katex@{KATEX}", "--pack-destination", folder], check=True, stdout=subprocess.DEVNULL)
@@ -45,6 +60,8 @@ def main(site: Path) -> None:
     index = json.dumps(json.loads((site / "search.json").read_text(encoding="utf-8")), ensure_ascii=False)
     (site / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
     replace(site / "site_libs/smalldocs.js", FETCH, SCRIPT)
+    broken = broken_links(site)
+    assert not broken, broken
 
 
 if __name__ == "__main__":
