@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from domain_embed.attempts import ResponseCache
 from domain_embed.beir import read_beir
 from domain_embed.grading import grade_pairs
 from domain_embed.lexical import bm25_index, bm25_top_k
 from domain_embed.llm import open_llm
+from domain_embed.responses import ResponseCache
 
 
 def main() -> None:

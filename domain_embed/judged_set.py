@@ -17,7 +17,7 @@ import numpy as np
 
 from .baselines import SystemResult
 from .beir import Passage, RetrievalSet, write_passages
-from .grading import RELEVANT, compare_grades, grade_pairs
+from .grading import RELEVANT, check_grades, compare_grades, grade_pairs
 from .jsonl import write_jsonl
 from .llm import LLM, connect, open_llm
 from .prompts import read_queries
@@ -147,6 +147,7 @@ def grade_log(
     figures = {"llm": settings.grading_llm, "pairs": len(pairs)}
     with ExitStack() as stack:
         grades = grade_pairs(open_grader(stack, settings, settings.grading_llm), pairs, cache, settings.seed, settings.grading_budget)
+        check_grades(grades, settings.grading_llm)
         if settings.second_grading_llm:
             sample = np.random.default_rng(settings.seed).permutation(len(pairs))[:SECOND_PAIRS]
             second = open_grader(stack, settings, settings.second_grading_llm)
