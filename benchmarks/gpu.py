@@ -10,7 +10,6 @@ stores nothing. The attention's own products are not counted. A step's seconds i
 
 import argparse
 import gc
-import importlib.util
 import json
 import signal
 import tempfile
@@ -39,14 +38,14 @@ from domain_embed import training
 from domain_embed.automodel_format import TrainingRow
 from domain_embed.batches import Example, plan_batches
 from domain_embed.encode import encode, token_lengths
+from domain_embed.graphs import write_graphs
 from domain_embed.inference import load_exported, run_graph, tokenize
 from domain_embed.layers import add_lora, without_dropout
 from domain_embed.loss import Objective
 from domain_embed.memory import plan_memory
 from domain_embed.models import cast_weights, load_model
-from domain_embed.onnx_export import _trace, _write_tokenizer, export_onnx
+from domain_embed.providers import why_no_tensorrt
 from domain_embed.search import search, top_k
-from domain_embed.tensorrt_export import build_engine, why_no_tensorrt
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = {
@@ -395,14 +394,15 @@ def onnx_section(setup: Setup) -> Rows:
         cast_weights(model, dtype)
         took, vectors = turns({"": lambda m=model, t=texts: encode(m, t, "document", desc="")}, 2)[""]
         with tempfile.TemporaryDirectory() as name:
-            exporting, _ = seconds(lambda n=name, m=model, d=dtype: export_onnx(m, n) if d is torch.float32 else write_graph(m, Path(n)))
+            exporting, paths = seconds(lambda n=name, m=model, d=dtype: write_graphs(m, Path(n), [] if d is torch.float32 else ["fp16"]))
+            path = paths["onnx fp32" if dtype is torch.float32 else "onnx fp16"]
             del model
             free()
-            loading, graph = seconds(lambda n=name: load_exported(n))
-            ran, found = turns({"": lambda g=graph, t=texts: run_graph(g, tokenize(g, t, "document"), 64)}, 2)[""]
+            loading, graph = seconds(lambda p=path: load_exported(p.parent, p.name))
+            ran, found = turns({"": lambda g=graph, t=texts: run_graph(g, tokenize(g, t, "document"))}, 2)[""]
         yield {
             "graph": f"{size} model, {dtype}".replace("torch.", ""),
-            "provider": graph.session.get_providers()[0],
+            "provider": graph.provider,
             "seconds to export, to load": f"{exporting:.1f}, {loading:.1f}",
             "texts": len(texts),
             "texts/s": int(len(texts) / ran),
@@ -413,53 +413,30 @@ def onnx_section(setup: Setup) -> Rows:
         }
 
 
-def write_graph(model: SentenceTransformer, folder: Path) -> None:
-    "As `export_onnx`, in the model's own precision."
-    _trace(model.cpu().eval()).save(str(folder / "model.onnx"))
-    _write_tokenizer(model, folder, ())
-
-
-def run_engine(context: object, features: dict[str, torch.Tensor], dimensions: int) -> torch.Tensor:
-    "The vectors of one batch."
-    inputs = {name: features[name].to(DEVICE).contiguous() for name in ("input_ids", "attention_mask")}
-    vectors = torch.empty((len(inputs["input_ids"]), dimensions), device=DEVICE)
-    for name, tensor in inputs.items():
-        context.set_input_shape(name, tuple(tensor.shape))
-    for name, tensor in (inputs | {"sentence_embedding": vectors}).items():
-        context.set_tensor_address(name, tensor.data_ptr())
-    if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-        raise RuntimeError("TensorRT did not run the engine")
-    torch.cuda.synchronize()  # the inputs must live until then
-    return vectors
-
-
 def tensorrt_section(setup: Setup) -> Rows:
-    "The small model's engine, if there is TensorRT, or TensorRT for RTX (which names no Hopper GPU), against `encode`."
-    found = [name for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings") if importlib.util.find_spec(name)]
-    if not found:
-        yield {"engine": why_no_tensorrt()}
+    "Both models' graphs for TensorRT, through ONNX Runtime, against the 16-bit graph on CUDA."
+    if reason := why_no_tensorrt():
+        yield {"engine": reason}
         return
-    trt, model = importlib.import_module(found[0]), setup.small()
-    texts = make_texts(model, np.random.default_rng(0).integers(16, model.max_seq_length + 1, size=setup.number(4096, 64)), 4)
-    took, vectors = turns({"": lambda: encode(model, texts, "document", desc="")}, 2)[""]
-    features = [model.preprocess(texts[start : start + 64]) for start in range(0, len(texts), 64)]
-    with tempfile.TemporaryDirectory() as name:
-        path, dimensions, longest = export_onnx(model, name, keep_plain=True).with_name("plain.onnx"), model.get_embedding_dimension(), model.max_seq_length
-        building, plan = seconds(lambda: build_engine(trt, path, path.with_name("model.plan"), longest))
-        yield {"engine": f"{found[0]} {trt.__version__}", "seconds to build": round(building, 1), "megabytes": round(plan.stat().st_size / 1e6)}
-        logger = trt.Logger(trt.Logger.WARNING)
-        runtime = trt.Runtime(logger)
-        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-        if engine is None:
-            raise RuntimeError("TensorRT built the engine and cannot load it on this device: see its log above")
-    context = engine.create_execution_context()
-    ran, own = turns({"": lambda: torch.cat([run_engine(context, batch, dimensions) for batch in features]).cpu().numpy()}, 2)[""]
-    yield {
-        "engine": "small model, float32",
-        "texts/s, without tokenizing": int(len(texts) / ran),
-        "encode, texts/s": int(len(texts) / took),
-        "lowest cosine": round(lowest_cosine(own, vectors), 6),
-    }
+    for size, count in (("small", 4096), ("large", 512)):
+        free()
+        model = getattr(setup, size)()
+        texts = make_texts(model, np.random.default_rng(0).integers(16, model.max_seq_length + 1, size=setup.number(count, 64)), 4)
+        reference = encode(model, texts[:200], "document", desc="")
+        with tempfile.TemporaryDirectory() as name:
+            paths = write_graphs(model, Path(name), ["fp16", "tensorrt"], usual=(16 + model.max_seq_length) // 2)
+            del model
+            free()
+            for graph in ("onnx fp16", "tensorrt fp16"):
+                loading, exported = seconds(lambda path=paths[graph]: load_exported(path.parent, path.name))
+                ran, found = turns({"": lambda g=exported, t=texts: run_graph(g, tokenize(g, t, "document"))}, 2)[""]
+                yield {
+                    "graph": f"{size} model, {graph}",
+                    "provider": exported.provider,
+                    "seconds to load": round(loading, 1),
+                    "texts/s": int(len(texts) / ran),
+                    "lowest cosine to PyTorch in fp32": round(lowest_cosine(found[:200], reference), 6),
+                }
 
 
 SECTIONS = {

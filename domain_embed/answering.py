@@ -7,6 +7,7 @@ __all__ = ['Limits', 'Service', 'read_texts', 'answer_request', 'read_body_withi
 
 # %% ../nbs/614_answering.ipynb #17eff288
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from .batching import Batcher, compute
-from .embedding_request import ApiError, Prepared, answer_body, read_request
+from .embedding_request import ApiError, Decoder, Prepared, answer_body, read_request
 from .inference import ExportedModel, run_graph, tokenize
 from .runs import InputError
 from .service_log import Metrics
@@ -26,6 +27,7 @@ class Limits:
     "What a service accepts."
 
     body: int = 16 << 20  # bytes
+    bodies: int = 256 << 20  # bytes of all requests that are under way
     characters: int = 1_000_000  # of a text
     queue: int = 8192  # texts that wait
     requests: int = 256  # at the same time
@@ -35,12 +37,12 @@ class Limits:
 class Service:
     "A model, the thread that computes, and the threads that read requests."
 
-    def __init__(self, model: ExportedModel, name: str, limits: Limits):
-        self.model, self.name, self.limits, self.metrics = model, name, limits, Metrics()
+    def __init__(self, model: ExportedModel, name: str, limits: Limits, decode: Decoder | None = None):
+        self.model, self.name, self.limits, self.decode, self.metrics = model, name, limits, decode, Metrics()
         self.batcher = Batcher(model, observe=self.metrics.observe_batch)
         self.metrics.queue.set_function(lambda: self.batcher.waiting)
         self.readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
-        self.active = 0  # requests for vectors
+        self.active = self.bytes = 0  # requests for vectors, and the size of their bodies
         self.ready = False
 
     def warm_up(self) -> None:
@@ -58,7 +60,7 @@ class Service:
 # %% ../nbs/614_answering.ipynb #259d8ca7
 def read_texts(service: Service, body: bytes) -> tuple[Prepared, list[list[int]]]:  # token ids of each text
     "Parse and tokenize a request. Raises `ApiError` if it cannot be answered."
-    request = read_request(body, service.model, service.name, service.limits.characters)
+    request = read_request(body, service.model, service.name, service.limits.characters, service.decode)
     try:
         return request, tokenize(service.model, request.texts, request.kind, request.truncate)
     except InputError as error:
@@ -78,7 +80,11 @@ async def answer_request(service: Service, body: bytes) -> bytes:
     return await loop.run_in_executor(service.readers, answer_body, request, vectors, tokens)
 
 # %% ../nbs/614_answering.ipynb #04039ef2
-async def read_body_within(request: Request, limit: int) -> bytes:
+async def read_body_within(
+    request: Request,
+    limit: int,  # bytes
+    count: Callable[[int], None] = lambda size: None,  # called with the size of each part that arrives; may raise `ApiError`
+) -> bytes:
     "Return the body of a request. Raises `ApiError` as soon as it is too large."
     too_large = ApiError(413, f"the body is larger than {limit:,} bytes: send fewer texts in a request")
     declared = request.headers.get("content-length", "0")
@@ -86,6 +92,7 @@ async def read_body_within(request: Request, limit: int) -> bytes:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
+        count(len(chunk))
         body += chunk
         if len(body) > limit:
             raise too_large
@@ -98,11 +105,11 @@ async def _gone(request: Request) -> None:
         pass
 
 # %% ../nbs/614_answering.ipynb #e84bbfb7
-async def respond(service: Service, request: Request) -> Response:
+async def _respond(service: Service, request: Request, count: Callable[[int], None]) -> Response:
     "Answer a request for vectors, unless its client goes."
     seconds, gone = service.limits.seconds, Response(status_code=499)
     try:
-        body = await asyncio.wait_for(read_body_within(request, service.limits.body), seconds)
+        body = await asyncio.wait_for(read_body_within(request, service.limits.body, count), seconds)
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {seconds:g} s") from None
     except ClientDisconnect:
@@ -118,3 +125,22 @@ async def respond(service: Service, request: Request) -> Response:
     finally:
         for task in tasks:
             task.cancel()
+
+# %% ../nbs/614_answering.ipynb #ab34f98b
+async def respond(service: Service, request: Request) -> Response:
+    "Answer a request for vectors; while it is under way, it and the size of its body count against the limits."
+    limits, size = service.limits, 0
+    if service.active >= limits.requests:
+        raise ApiError(429, f"{service.active} requests are under way: try again later")
+
+    def count(part: int) -> None:
+        nonlocal size
+        size, service.bytes = size + part, service.bytes + part
+        if service.bytes > limits.bodies:
+            raise ApiError(429, f"the requests under way have {service.bytes:,} bytes: try again later")
+
+    service.active += 1
+    try:
+        return await _respond(service, request, count)
+    finally:
+        service.active, service.bytes = service.active - 1, service.bytes - size

@@ -103,7 +103,7 @@ def _docker(run_dir: str | Path, precision: str, model_name: str, host: str, por
 def plan_backend(
     backend: str,  # one of `BACKENDS` besides local
     run_dir: str | Path,
-    precision: str,  # of our own service: "fp32" or "int8"
+    precision: str,  # of our own service: one of `GRAPHS`
     model_name: str,
     host: str,  # address to listen on
     port: int,

@@ -16,6 +16,7 @@ from threading import Condition, Thread
 import numpy as np
 
 from .inference import ExportedModel, run_graph
+from .providers import MAX_BATCH
 
 # %% ../nbs/612_batching.ipynb #f0121060
 @dataclass(eq=False)
@@ -75,10 +76,11 @@ class Batcher:
     def __init__(
         self,
         model: ExportedModel,
-        max_tokens: int = 1024,  # of a batch, padding included
+        max_tokens: int = 0,  # of a batch, padding included; 0: 1,024 on a CPU, 16,384 on a GPU
         observe: Callable[[int, float], None] = lambda texts, seconds: None,  # called after each batch that succeeded
     ):
-        self.model, self.max_tokens, self.observe = model, max_tokens, observe
+        self.model, self.observe = model, observe
+        self.max_tokens = max_tokens or (1024 if model.provider == "CPU" else 16384)
         self.queue: deque[_Item] = deque()
         self.changed = Condition()
         self.closed = False
@@ -129,7 +131,7 @@ def compute_batch(
     start, error = time.perf_counter(), None
     try:
         token_ids, texts = [item.request.token_ids[item.number] for item in batch], [item.request.texts[item.number] for item in batch]
-        vectors = run_graph(model, token_ids, texts, batch[0].request.kind, batch_size=len(batch))
+        vectors = run_graph(model, token_ids, texts, batch[0].request.kind, batch_size=min(len(batch), MAX_BATCH))
     except Exception as problem:  # noqa: BLE001 (whatever it is, the thread must go on for the other requests)
         error = problem
     else:

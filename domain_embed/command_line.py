@@ -117,6 +117,7 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     command.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     command.add_argument("--check", action="store_true", help="check the endpoint and stop without serving it")
+    command.add_argument("--token-ids", default="", metavar="ENCODING", help="decode the token ids that LangChain's client sends: cl100k_base (needs tiktoken)")
     command.add_argument("--backend", choices=BACKENDS, default="local", help="server to start (default: %(default)s); --dry-run prints its command and files")
 
 

@@ -162,7 +162,7 @@ def run_index(request: IndexRequest) -> dict[str, Any]:  # content of index.json
     "Bring an index up to date with its documents."
     model_folder, documents, folder = artefact(request.run_dir, "export", "onnx"), documents_of(request), request.folder
     if not (model_folder / request.graph).exists():
-        raise InputError(f"{model_folder / request.graph} is missing: set deploy.precision to fp32, or run `domain-embed export` with export.int8")
+        raise InputError(f"{model_folder / request.graph} is missing: set deploy.precision to fp32, or run `domain-embed export` with export.int8, fp16 or tensorrt")
     graph = sha256(model_folder / request.graph)
     model = _load_once(model_folder, request.graph, 0, graph)
     rules = rules_of(request.run_dir, model, bool(request.ray))

@@ -16,6 +16,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from tokenizers import Encoding, Tokenizer
 
+from .providers import choose_providers
 from .runs import InputError, progress
 from .term_weights import TermWeights, lexical_inputs, read_weights
 
@@ -32,6 +33,11 @@ class ExportedModel:
     own_dimensions: int = 0  # of the model without lexical dimensions; 0: it has none
     lexical: TermWeights | None = None  # weights of the words; None: there are no lexical dimensions
     sizes: tuple[int, ...] = ()  # dimensions to which a vector may be shortened; empty: none
+
+    @property
+    def provider(self) -> str:  # TensorRT, CUDA or CPU
+        "Name what computes the graph."
+        return {"Tensorrt": "TensorRT"}.get(name := self.session.get_providers()[0].removesuffix("ExecutionProvider"), name)
 
 # %% ../nbs/06_inference.ipynb #e365b32e
 _NAMES = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
@@ -50,8 +56,8 @@ def load_exported(
     folder: str | Path,  # with the graph, tokenizer.json and export.json
     graph: str = "model.onnx",  # file name of the graph
     threads: int = 0,  # of the CPU; 0: one for each core
-) -> ExportedModel:  # on the GPU if onnxruntime supports one
-    "Load an exported model."
+) -> ExportedModel:
+    "Load an exported model into the fastest provider of ONNX Runtime that is installed."
     folder = Path(folder)
     for name in (graph, "tokenizer.json", "export.json"):
         if not (folder / name).exists():
@@ -60,11 +66,7 @@ def load_exported(
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    available = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" in available:
-        onnxruntime.preload_dlls()  # without PyTorch in the process nothing has loaded CUDA's libraries
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=providers)
+    session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=choose_providers(folder, graph))
     lexical = read_weights(folder) if (folder / "lexical.json").exists() else None
     sizes = tuple(config.get("sizes", ()))
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"], config.get("own_dimensions", 0), lexical, sizes)
@@ -121,11 +123,12 @@ def run_graph(
     token_ids: Sequence[list[int]],  # from `tokenize`
     texts: Sequence[str] = (),  # the same texts, whose words a model with lexical dimensions weights
     kind: str = "document",  # "query" or "document"
-    batch_size: int = 8,  # more texts at once are not faster on a CPU
+    batch_size: int = 0,  # texts; 0: 8 on a CPU, where more are not faster, and 64 on a GPU
     desc: str | None = None,  # label of the progress bar; None: no bar
 ) -> np.ndarray:  # float32 (len(token_ids), dimensions), each vector of length 1
     "Compute unit vectors from token ids."
     vectors = np.empty((len(token_ids), model.dimensions), dtype=np.float32)
+    batch_size = batch_size or (8 if model.provider == "CPU" else 64)
     order = sorted(range(len(token_ids)), key=lambda number: -len(token_ids[number]))
     with progress(total=len(order), desc=desc, unit=" texts", disable=desc is None) as bar:
         for start in range(0, len(order), batch_size):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
-from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+from sentence_transformers import SentenceTransformerModelCardData
 
 from .combined import save_combined
 from .lexical_dimensions import read_lexical
 from .models import model_path
 from .parameters import StageSettings
+from .saved_models import save_model
 from .sweep import SWEEPABLE
 from .training_data import TrainingData
 from .tuning import TrainingResult
@@ -118,7 +119,7 @@ def save_with_card(
     model, licence = result.model, licence_of(settings.base_model)
     model.model_card_data = card_data(settings, data, result, licence)
     model.model_card_data.register_model(model)
-    save = save_combined if data.lexical else SentenceTransformer.save_pretrained
+    save = save_combined if data.lexical else save_model
     save(model, str(folder), create_model_card=True)
     path = folder / "README.md"
     card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "# Embedding model\n\n## Usage\n")

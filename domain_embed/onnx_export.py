@@ -6,7 +6,6 @@
 __all__ = ['OPSET', 'export_onnx']
 
 # %% ../nbs/51_onnx_export.ipynb #0962379a
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from .fusion import fuse_graph
 from .lexical_module import LexicalTransformer
 from .runs import write_json
+from .saved_models import save_model
 from .term_weights import save_weights
 
 # %% ../nbs/51_onnx_export.ipynb #85a2e993
@@ -34,12 +34,12 @@ class _Graph(torch.nn.Module):
         lexical_ids: torch.Tensor | None = None,
         lexical_weights: torch.Tensor | None = None,
         lexical_room: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # vectors, and the tokens' vectors that they are pooled from
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         features |= {"lexical_ids": lexical_ids, "lexical_weights": lexical_weights, "lexical_room": lexical_room}
         for module in self.model:
             features = module(features)
-        return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
+        return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1), features["token_embeddings"]
 
 # %% ../nbs/51_onnx_export.ipynb #0eaa2a4d
 OPSET = 18  # the one that PyTorch's exporter writes; the recipe's 17 would need a conversion
@@ -68,16 +68,19 @@ def _trace(
         verbose=False,
         opset_version=OPSET,
         input_names=list(inputs),
-        output_names=["sentence_embedding"],
+        output_names=["sentence_embedding", "last_hidden_state"],
         dynamic_shapes=tuple(axes),
     )
 
 # %% ../nbs/51_onnx_export.ipynb #3e9c2469
-def _write_tokenizer(model: SentenceTransformer, folder: Path, sizes: Sequence[int]) -> None:
-    "Write tokenizer.json, and export.json with prompts, maximum length and dimensions."
-    model.tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer.json")
-    shutil.rmtree(folder / "tokenizer")
+def _write_settings(model: SentenceTransformer, folder: Path, sizes: Sequence[int]) -> None:
+    "Write the model's folder without its weights, and export.json with prompts, maximum length and dimensions."
+    if isinstance(model[0], LexicalTransformer):  # other programs cannot give the graph its words
+        model.tokenizer.save_pretrained(str(folder))
+    else:
+        save_model(model, folder)
+        for weights in folder.glob("*.safetensors*"):
+            weights.unlink()
     prompts = {kind: model.prompts.get(kind, "") for kind in ("query", "document")}
     prompts = {kind: prompt if prompt.strip() else "" for kind, prompt in prompts.items()}  # a space only marks a query
     config = {"max_length": model.max_seq_length, "dimensions": model.get_embedding_dimension(), "sizes": list(sizes), "prompts": prompts}
@@ -89,7 +92,7 @@ def _write_tokenizer(model: SentenceTransformer, folder: Path, sizes: Sequence[i
 # %% ../nbs/51_onnx_export.ipynb #c211f653
 def export_onnx(
     model: SentenceTransformer,  # moved to the CPU and converted to float32 in place
-    folder: str | Path,  # gets model.onnx, tokenizer.json, export.json; created if missing
+    folder: str | Path,  # gets model.onnx, export.json, and the model's configuration and tokenizer; created if missing
     sizes: Sequence[int] = (),  # dimensions that the model was also trained for, in Matryoshka's way
     keep_plain: bool = False,  # also keep the graph without fused operators, as plain.onnx
 ) -> Path:  # model.onnx
@@ -104,5 +107,5 @@ def export_onnx(
     if not keep_plain:
         for file in folder.glob("plain.onnx*"):
             file.unlink()
-    _write_tokenizer(model, folder, sizes)
+    _write_settings(model, folder, sizes)
     return path

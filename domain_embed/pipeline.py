@@ -67,7 +67,7 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
 
     host, port, name = options.host, options.port, values["model_name"]
     if options.backend == "local":
-        command = serve_command(run_dir, values["precision"], name, host, port)
+        command = serve_command(run_dir, values["precision"], name, host, port) + (["--token-ids", options.token_ids] if options.token_ids else [])
     else:
         plan = plan_backend(options.backend, run_dir, values["precision"], name, host, port)
         command = plan.command

@@ -16,6 +16,7 @@ from .lexical_dimensions import read_lexical
 from .manifests import Stage, read_manifest
 from .model_card import save_with_card
 from .parameters import StageSettings
+from .saved_models import save_model
 from .selection import Selection, select_model
 from .sweep import Trial, best_trial, more_documents
 from .training_data import TrainingData
@@ -68,7 +69,7 @@ def save_result(
         result = replace(result, model=data.base, merge_weight=0.0, scores=data.base_scores)
     result.model.max_seq_length = data.max_length
     if data.lexical:
-        result.model.save_pretrained(str(stage.folder / "dense"), create_model_card=False)  # loads without trust_remote_code
+        save_model(result.model, stage.folder / "dense")  # loads without trust_remote_code
         result = replace(result, model=combine(result.model, read_lexical(Path(data.lexical))))
     save_with_card(stage.folder / "model", settings, data, result, question_writer(stage.run_dir))
     write_jsonl(stage.folder / "curve.jsonl", result.curve)

@@ -21,16 +21,17 @@ from typing import NoReturn
 import httpx
 
 from .manifests import artefact
+from .providers import TENSORRT_GRAPH
 from .runs import InputError
 from .service_log import KEYS
 
 # %% ../nbs/62_server_process.ipynb #df3e4b13
-GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+GRAPHS = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "tensorrt": TENSORRT_GRAPH}
 
 
 def serve_command(
     run_dir: str | Path,  # run folder
-    precision: str,  # "fp32" or "int8"
+    precision: str,  # one of `GRAPHS`
     model_name: str,
     host: str,
     port: int,

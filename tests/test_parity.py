@@ -73,7 +73,7 @@ def test_a_planted_fault_is_refused(exported, tmp_path, fault):
     copy = shutil.copytree(folder, tmp_path / "onnx")
     if fault:
         fault(copy)
-    result = compare_graphs({"onnx fp32": copy / "model.onnx"}, test, reference)["onnx fp32"]
+    result = compare_graphs({"onnx fp32": copy / "model.onnx"}, test, reference)[0]["onnx fp32"]
     if fault is None:
         check_fp32(result, 0.01)
         assert result["top10_changed"] == 0 and len(result["worst"]) == 3

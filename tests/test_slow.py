@@ -1,5 +1,6 @@
 """Minutes on two cores: ten kills, TensorRT's planner on the CPU, explorer, report and playground in a browser."""
 
+import json
 import os
 import random
 import shutil
@@ -14,10 +15,10 @@ import pytest
 from conftest import COMMAND, assert_ok, domain_embed, set_options
 
 from domain_embed.beir import read_beir
+from domain_embed.graphs import write_graphs
 from domain_embed.jsonl import read_jsonl
 from domain_embed.manifests import read_manifest
 from domain_embed.models import load_model
-from domain_embed.onnx_export import export_onnx
 from domain_embed.runs import STAGES
 
 pytestmark = pytest.mark.slow
@@ -57,11 +58,21 @@ def test_an_interruption_is_one_line(documents, tmp_path):
 
 def test_tensorrt_plans_the_graph(tiny_run, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx")
-    from domain_embed.tensorrt_export import build_engine
-
-    path = export_onnx(load_model(str(tiny_run[0] / "3_finetune/model"), 64), tmp_path / "onnx", keep_plain=True)
-    plan = build_engine(trt, path.with_name("plain.onnx"), tmp_path / "model.plan", max_length=64)
-    assert plan.stat().st_size > 10_000_000
+    model = load_model(str(tiny_run[0] / "3_finetune" / ("dense" if (tiny_run[0] / "3_finetune/dense").exists() else "model")), 64)
+    path = write_graphs(model, tmp_path / "onnx", ["tensorrt"], usual=40)["tensorrt fp16"]
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(n).desc() for n in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    engine = json.loads(path.with_name("tensorrt.json").read_text())["profile"]
+    shapes = {part: {name: tuple(map(int, shape.split("x"))) for name, shape in (entry.split(":") for entry in engine[part].split(","))} for part in engine}
+    for name in ("input_ids", "attention_mask"):
+        profile.set_shape(name, *(shapes[part][name] for part in ("min", "opt", "max")))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None and len(bytes(plan)) > 10_000_000
 
 
 @pytest.fixture
