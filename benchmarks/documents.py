@@ -70,7 +70,7 @@ def write_files(folder: Path) -> dict[Path, tuple[list[str], list[str]]]:
 
 
 def ours(path: Path) -> tuple[list[str], str]:
-    from domain_embed.reading import read_files
+    from domain_embed.reading_pool import read_files
 
     blocks = [b for d in read_files([path], [path.name]) for b in d.blocks]
     return [b.text for b in blocks if b.level], "\n".join(b.text for b in blocks)

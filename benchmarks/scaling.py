@@ -203,7 +203,8 @@ def run_corpus(options: argparse.Namespace) -> None:
 
 
 def run_parse(options: argparse.Namespace) -> None:
-    from domain_embed.reading import SUFFIXES, find_files, read_files
+    from domain_embed.reading import SUFFIXES, find_files
+    from domain_embed.reading_pool import read_files
 
     files = [path for folder in options.folders for path in find_files(folder) if path.suffix in SUFFIXES][:: max(1, options.step)][: options.files]
     names, times = [str(path) for path in files], {1: [], 0: []}

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from .beir import Passage, stream_passages
 from .chunking import TokenEnds
 from .documents import cut_document, is_corpus, language_of
-from .reading import Document, document_name, find_files, read_files, remove_paragraphs
+from .reading import Document, document_name, find_files, remove_paragraphs
+from .reading_pool import read_files
 from .runs import InputError
 
 # %% ../nbs/81_document_units.ipynb #5481fd2b

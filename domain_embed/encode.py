@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from .caches import cache_limit, mark_used, trim_cache
 from .runs import progress
 
 # %% ../nbs/02_encode.ipynb #bce66af6
@@ -218,6 +219,7 @@ def cached_vectors(
     keys = [_text_key(text) for text in texts]
     path = folder / f"{_list_key(keys)}.npy"
     if path.exists():
+        mark_used(path)
         return np.load(path, mmap_mode="r")
     folder.mkdir(parents=True, exist_ok=True)
     shards = _compute_shards(folder, _missing(folder, keys, texts), compute, desc)
@@ -242,4 +244,6 @@ def encode_cached(
     with ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(process_pool(model, devices)))  # started when it is needed
         folder = cache / vector_key(model, prompt_name)
-        return cached_vectors(folder, texts, lambda some, label: encode(model, some, prompt_name, label, pool()), desc)
+        vectors = cached_vectors(folder, texts, lambda some, label: encode(model, some, prompt_name, label, pool()), desc)
+    trim_cache((path for path in cache.glob("*/*.npy") if not path.name.startswith("shard-")), cache_limit())
+    return vectors

@@ -136,6 +136,8 @@ def run_command(
     if getattr(options, "estimate", False) or getattr(options, "estimate_offline", False):
         _print_estimate(run_dir, settings["generate"], options.estimate_offline)
         return
+    if getattr(options, "ray", ""):
+        os.environ["DOMAIN_EMBED_RAY"] = options.ray  # for the kernel of stage 1
     stages = stages_of(options.command)
     stages = stages[1:] if options.command == "run" and settings["prepare"]["pairs"] else stages
     if options.dry_run:

@@ -26,7 +26,8 @@ from domain_embed.formats import Block, html_blocks, markdown_blocks
 from domain_embed.jsonl import read_jsonl
 from domain_embed.models import load_model
 from domain_embed.office import csv_records
-from domain_embed.reading import Document, find_files, read_files
+from domain_embed.reading import Document, find_files
+from domain_embed.reading_pool import read_files
 from domain_embed.records import record_blocks
 
 WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)

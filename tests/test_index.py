@@ -27,7 +27,7 @@ from domain_embed.models import load_model
 from domain_embed.onnx_export import export_onnx
 from domain_embed.postgres import connect, search_postgres, sync_postgres
 from domain_embed.qdrant import open_qdrant, search_dense
-from domain_embed.reading import read_files
+from domain_embed.reading_pool import read_files
 from domain_embed.runs import InputError, sha256
 from domain_embed.shards import shard_path, shard_paths, vectors_of, write_shard
 from domain_embed.vector_index import exact_top_k
