@@ -222,3 +222,24 @@ def test_the_container_installs_what_the_service_needs():
     program = "import sys, domain_embed.service; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
     assert {"onnxruntime", "tokenizers", "uvicorn"} <= loaded and not loaded & {"torch", "pandas", "faiss", "scipy", "sklearn", "datasketch", "transformers", "pyarrow", "openai", "httpx"}
+
+
+def quality_claims():
+    "The README's figures of quality and speed, from the results in benchmarks/."
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/quality.jsonl").read_text().splitlines()]
+    sets = {row["set"]: [own["human"] for own in rows if own["set"] == row["set"] and own["variant"] == "lexical"] for row in rows}
+    mean = {name: {system: sum(own.get(system, own["base"]) for own in all_own) / len(all_own) for system in ("base", "base+lexical", "shipped")} for name, all_own in sets.items()}
+    gains = {name: values["shipped"] / values["base"] - 1 for name, values in mean.items()}
+    training = sum(values["shipped"] / values["base+lexical"] - 1 for values in mean.values()) / len(mean)
+    claims = [f"{sum(gains.values()) / len(gains):.1%} more nDCG@10", f"manuals +{gains['emqa']:.0%}", f"cloud documentation +{gains['ibmcloud']:.0%}"]
+    claims += [f"claims +{gains['scifact']:.0%}", f"documentation +{gains['python']:.0%}", f"science +{gains['entailmentbank']:.1%}".replace("0.", "."), f"adds {training:.1%}".replace("0.", ".")]
+    table = (ROOT / "benchmarks/README.md").read_text()
+    for kind in ("fp32", "int8"):
+        ratio = float(re.search(rf"\| 32 \| ours {kind} \| [\d.]+ \| ([\d.]+)×", table)[1])
+        claims.append(f"{ratio:.1f} times ({kind})")
+    return claims
+
+
+@pytest.mark.parametrize("claim", quality_claims())
+def test_the_readme_s_figures_are_those_of_the_benchmarks(claim):
+    assert claim in (ROOT / "README.md").read_text()

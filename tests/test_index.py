@@ -234,6 +234,47 @@ def test_a_cluster_that_loses_a_machine_writes_the_same(exported, undisturbed, t
         cluster.shutdown()
 
 
+READ = """
+import json, os, sys
+from types import SimpleNamespace
+from domain_embed.corpus import read_documents
+from domain_embed.models import load_model
+from domain_embed.profiles import load_profile
+own = {"documents": sys.argv[1], "run_dir": sys.argv[2]}
+corpus = read_documents(SimpleNamespace(**load_profile("embedded")["generate"] | own), load_model("embedded", 256).tokenizer)
+print(json.dumps([[vars(p) for p in corpus.passages], corpus.documents, corpus.boilerplate], default=str))
+"""
+
+
+@pytest.mark.slow
+def test_stage_1_reads_the_same_on_a_cluster_that_loses_a_machine(tmp_path):
+    pytest.importorskip("ray", reason="make test-slow installs it")
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path / "documents"
+    shutil.copytree(ROOT / "examples/python/documents", folder)
+    for number in range(600):  # more files than one task reads, and near duplicates
+        (folder / f"note{number:03}.md").write_text(f"# Note {number}\n\nThe pump in hall {number % 50} was cleaned, and its filter was replaced by the team of the week.\n")
+
+    def read(address=""):
+        own = os.environ | ({"DOMAIN_EMBED_RAY": address} if address else {})
+        return subprocess.Popen([sys.executable, "-c", READ, folder, tmp_path / f"run{bool(address)}"], env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def answer(process):
+        return next(line for line in process.communicate()[0].splitlines() if line.startswith("[["))  # Ray writes lines of its own
+
+    expected = answer(read())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        process = read(cluster.address)
+        time.sleep(25)  # two tasks are under way
+        cluster.remove_node(lost, allow_graceful=False)
+        assert answer(process) == expected
+    finally:
+        cluster.shutdown()
+
+
 def test_vectors_are_the_served_ones(exported, archive, tmp_path):
     request = IndexRequest(exported, str(archive), str(tmp_path / "index"), kind="none")
     run_index(request)
