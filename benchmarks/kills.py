@@ -73,7 +73,8 @@ def start(folder: Path, graph: str, port: int) -> subprocess.Popen:
             if httpx.get(f"http://127.0.0.1:{port}/v1/health/ready", timeout=2, trust_env=False).status_code == 200:
                 return server
         except httpx.TransportError:
-            time.sleep(0.2)
+            pass  # it does not listen yet
+        time.sleep(0.2)
     raise RuntimeError("the server is not ready after a minute")
 
 
@@ -95,7 +96,7 @@ def main() -> int:
     texts = corpus + [" ".join(rng.choices(WORDS, k=rng.choice((1, 4, 20, 300)))) for _ in range(60)]
     load = Load(f"http://127.0.0.1:{port}/v1", texts, vectors_of(load_exported(folder, options.graph), texts))
     server, kills = start(folder, options.graph, port), Counter()
-    clients = [Thread(target=load.run, args=(number,)) for number in range(options.clients)]
+    clients = [Thread(target=load.run, args=(number,), daemon=True) for number in range(options.clients)]
     for client in clients:
         client.start()
     end = time.monotonic() + 60 * options.minutes

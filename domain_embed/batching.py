@@ -16,7 +16,7 @@ from threading import Condition, Thread
 import numpy as np
 
 from .inference import ExportedModel, run_graph
-from .providers import MAX_BATCH
+from .providers import largest_batch
 
 # %% ../nbs/612_batching.ipynb #f0121060
 @dataclass(eq=False)
@@ -131,7 +131,7 @@ def compute_batch(
     start, error = time.perf_counter(), None
     try:
         token_ids, texts = [item.request.token_ids[item.number] for item in batch], [item.request.texts[item.number] for item in batch]
-        vectors = run_graph(model, token_ids, texts, batch[0].request.kind, batch_size=min(len(batch), MAX_BATCH))
+        vectors = run_graph(model, token_ids, texts, batch[0].request.kind, batch_size=len(batch) if model.provider == "CPU" else min(len(batch), largest_batch(model.max_length)))
     except Exception as problem:  # noqa: BLE001 (whatever it is, the thread must go on for the other requests)
         error = problem
     else:

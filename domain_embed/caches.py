@@ -8,6 +8,7 @@ __all__ = ['CACHE_GIB', 'cache_limit', 'mark_used', 'trim_cache']
 # %% ../nbs/001_caches.ipynb #fd690955
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .runs import InputError
@@ -26,8 +27,9 @@ def cache_limit() -> float:  # bytes
 
 # %% ../nbs/001_caches.ipynb #10053f20
 def mark_used(path: Path) -> None:
-    "Note that a file of a cache has been used now."
-    os.utime(path)
+    "Note that a file of a cache has been used now, unless another process has removed it."
+    with suppress(FileNotFoundError):
+        os.utime(path)
 
 # %% ../nbs/001_caches.ipynb #d9e224a3
 def trim_cache(
@@ -35,12 +37,17 @@ def trim_cache(
     limit: float,  # bytes
 ) -> list[Path]:  # the files that were removed
     "Remove the files that were used least recently, until the others are within the limit. The last one stays in any case."
-    found = sorted((state.st_mtime_ns, path, state.st_size) for path in files if (state := path.stat()))
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError):  # another process trims too
+            state = path.stat()
+            found.append((state.st_mtime_ns, path, state.st_size))
+    found.sort()
     total, removed = sum(size for _, _, size in found), []
     for _, path, size in found[:-1]:
         if total <= limit:
             break
-        for own in path.parent.glob(f"{path.stem}.*"):  # a file that another process has mapped stays readable to it
+        for own in (path, *path.parent.glob(f"{path.stem}.*")):  # a file that another process has mapped stays readable to it
             own.unlink(missing_ok=True)
         total -= size
         removed.append(path)

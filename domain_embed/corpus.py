@@ -83,10 +83,12 @@ def read_documents(
 ) -> Corpus:
     "Read the documents of a run into passages, on a Ray cluster if there is one."
     apply: Map = map
-    documents = Path(settings.documents).resolve()  # the machines of a cluster have other working folders
+    documents = Path(settings.documents).absolute()  # the machines of a cluster have other working folders
     if address := os.environ.get(RAY):
-        from domain_embed.ray_map import connect_ray, ray_map  # an extra
-
+        try:
+            from domain_embed.ray_map import connect_ray, ray_map
+        except ImportError:
+            raise InputError("--ray needs Ray: pip install 'domain-embed[scale]'") from None
         connect_ray(address)
         apply = ray_map()
     limits = settings.passage_tokens, settings.passage_overlap, settings.file_timeout, settings.file_memory

@@ -17,6 +17,7 @@ import py3langid.langid
 from transformers import PreTrainedTokenizerBase
 
 from .beir import Passage, read_passages
+from .caches import cache_limit, trim_cache
 from .chunking import TokenEnds, cut_passages, token_counter
 from .near_duplicates import near_duplicates
 from .reading import SUFFIXES, Document, document_name, find_files, without_boilerplate
@@ -68,7 +69,7 @@ def _read_ready(path: Path) -> tuple[list[Passage], dict[str, str]]:  # passages
     return passages, skipped
 
 # %% ../nbs/11_documents.ipynb #32f251dc
-BATCH = 256  # files that one task of a cluster reads
+BATCH = 32  # files that one task of a cluster reads
 Map = Callable[[Callable, Iterable], Iterator]  # applies a function to items and yields the results in order
 
 
@@ -93,7 +94,10 @@ def _read_folder(
     alone = apply is map  # on this machine one pool reads all files; on a cluster each task has one worker
     batches = [files[start : start + (len(files) if alone else BATCH)] for start in range(0, len(files), len(files) if alone else BATCH)]
     read = partial(_read_batch, path if path.is_dir() else path.parent, limits, 0 if alone else 1, parsed)
-    return [document for documents in apply(read, batches) for document in documents]
+    documents = [document for some in apply(read, batches) for document in some]
+    if parsed is not None:
+        trim_cache(parsed.glob("*.json"), cache_limit())
+    return documents
 
 # %% ../nbs/11_documents.ipynb #77c67b07
 SAMPLE_BLOCKS = 40  # first blocks of a document that its language is estimated from

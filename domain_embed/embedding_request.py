@@ -93,30 +93,36 @@ Decoder = Callable[[list[int]], str]  # token ids of another tokenizer → their
 
 
 def _decoded(
-    given: str | list[str] | list[int] | list[list[int]],
+    item: str | list[int],
     decode: Decoder | None,  # None: token ids are refused
-) -> list[str]:
-    "Return the texts of an input. Raises `ApiError` for token ids that are not decoded."
-    items = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    if decode is None and not all(isinstance(item, str) for item in items):
+) -> str:
+    "Return an item of an input as text. Raises `ApiError` for token ids that are not decoded."
+    if isinstance(item, str):
+        return item
+    if decode is None:
         message = "input holds token ids of another tokenizer: send text (in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or serve with --token-ids cl100k_base"
         raise ApiError(400, message, "input")
     try:
-        return [item if isinstance(item, str) else decode(item) for item in items]
+        return decode(item)
     except (KeyError, OverflowError, TypeError):  # what tiktoken raises
         raise ApiError(400, "input holds a number that is no token id: send text", "input") from None
 
 # %% ../nbs/611_embedding_request.ipynb #28d10c38
 def _texts(request: EmbeddingRequest, max_characters: int, decode: Decoder | None = None) -> list[str]:
     "Return a request's texts. Raises `ApiError` for token ids, empty texts, and too many or too long ones."
-    texts = _decoded(request.input, decode)
-    if len(texts) > MAX_TEXTS:
-        raise ApiError(400, f"input holds {len(texts):,} texts: send at most {MAX_TEXTS:,} in a request", "input")
-    for number, text in enumerate(texts):
+    given = request.input
+    items = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    if len(items) > MAX_TEXTS:
+        raise ApiError(400, f"input holds {len(items):,} texts: send at most {MAX_TEXTS:,} in a request", "input")
+    texts, characters = [], 0
+    for number, item in enumerate(items):
+        text = _decoded(item, decode)
         if not text.strip():
             raise ApiError(400, f"input[{number}] is empty: leave it out", "input")
-        if len(text) > max_characters:
-            raise ApiError(400, f"input[{number}] has {len(text):,} characters: send at most {max_characters:,}", "input")
+        characters += 0 if isinstance(item, str) else len(text)  # what is decoded may be longer than the body
+        if len(text) > max_characters or characters > 16 * max_characters:
+            raise ApiError(400, f"input[{number}] has {len(text):,} characters: send at most {max_characters:,} in a text, and {16 * max_characters:,} as token ids", "input")
+        texts.append(text)
     return texts
 
 # %% ../nbs/611_embedding_request.ipynb #f7597f7f

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +141,9 @@ def _store(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:
 def _stored(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
     "Yield the files of a folder with the hashes of their texts."
     for path in sorted(folder.glob("*.npy")):
-        keys = np.load(path.with_suffix(".keys")).tobytes()
-        yield path, [keys[n : n + 16] for n in range(0, len(keys), 16)]
+        with suppress(FileNotFoundError):  # another process has removed it
+            keys = np.load(path.with_suffix(".keys")).tobytes()
+            yield path, [keys[n : n + 16] for n in range(0, len(keys), 16)]
 
 # %% ../nbs/02_encode.ipynb #c2a82e97
 SHARD = 1_024  # texts of one file
@@ -202,8 +203,7 @@ def _collect(folder: Path, path: Path, keys: Sequence[bytes]) -> None:
     vectors.flush()
     if lost:
         part.unlink()
-        message = "vectors while they were collected: does another process use it? Run again"
-        raise RuntimeError(f"{folder} lost {lost} {message}")
+        raise RuntimeError(f"{folder} lost {lost} vectors while they were collected: does another process use it? Run again")
     with path.with_suffix(".keys").open("wb") as file:
         np.save(file, np.frombuffer(b"".join(keys), dtype=np.uint8))
     part.replace(path)

@@ -58,7 +58,7 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
         usual = int(np.median(token_lengths(model, [p.content for p in test.passages])))
         kinds, tensorrt = graph_kinds(settings.fp16, settings.int8, settings.tensorrt, isinstance(model[0], LexicalTransformer))
         graphs = write_graphs(model, stage.folder / "onnx", kinds, sizes, usual)
-        results, stage.timings["graphs"] = compare_graphs(graphs, test, reference)
+        results, stage.timings["graphs"], failed = compare_graphs(graphs, test, reference)
         check_fp32(results["onnx fp32"], settings.max_ndcg_change)
         stage.metrics |= {
             "queries": len(test.qrels),
@@ -69,7 +69,7 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
             "dimensions": model.get_embedding_dimension(),
             "precision": precision,  # of the tuned model's weights
             "parity": results,
-            "tensorrt": tensorrt,
+            "tensorrt": failed or tensorrt,
         }
         write_json(stage.folder / "parity.json", stage.metrics)
     return stage.manifest

@@ -17,6 +17,24 @@ from .fusion import LARGE, graph_bytes
 IN_32_BITS = ("Div", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "Sqrt")  # pooling, normalisation, and layer norms that are not fused
 
 
+def _without_detours(
+    model: onnx.ModelProto,  # changed
+) -> None:
+    "Connect operators in 32 bits directly, where a value is converted to 16 bits and back."
+    graph = model.graph
+    casts = {node.output[0]: (node.input[0], next(a.i for a in node.attribute if a.name == "to")) for node in graph.node if node.op_type == "Cast"}
+    in_32_bits = {name for node in graph.node if node.op_type in IN_32_BITS for name in node.output}
+    halves = {name: value for name, (value, kind) in casts.items() if kind == onnx.TensorProto.FLOAT16 and value in in_32_bits}
+    same = {name: halves[value] for name, (value, kind) in casts.items() if kind == onnx.TensorProto.FLOAT and value in halves}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+    used = {value.name for value in graph.output} | {name for node in graph.node for name in node.input}
+    kept = [node for node in graph.node if node.op_type != "Cast" or node.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+# %% ../nbs/513_fp16.ipynb #da806dcc
 def convert_fp16(
     source: Path,  # a graph in 32 bits
     target: Path,
@@ -24,6 +42,7 @@ def convert_fp16(
     "Write a graph in 16-bit floating point."
     model = onnx.load(source)
     converted = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *IN_32_BITS])
+    _without_detours(converted)
     target.with_name(f"{target.name}.data").unlink(missing_ok=True)  # data would be appended to it
     large = graph_bytes(source) > LARGE
     onnx.save(converted, target, save_as_external_data=large, location=f"{target.name}.data" if large else None)

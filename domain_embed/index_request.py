@@ -89,7 +89,8 @@ def describe_index(
 ) -> dict[str, Any]:  # "model", "rules", "documents", "with_text"
     "Describe what the vectors of an index depend on, and what else must stay the same."
     folder = artefact(request.run_dir, "export", "onnx")
-    files = [path for path in sorted(folder.iterdir()) if path.name.startswith(request.graph) or not re.match(r"(model|plain)[\w.]*", path.name)]
+    read = {request.graph, f"{request.graph}.data", "tokenizer.json", "export.json", "lexical.json", "lexical_tokenizer.json"}  # by `load_exported`
+    files = [path for path in sorted(folder.iterdir()) if path.name in read]
     removed = hashlib.sha256(json.dumps(sorted(rules.boilerplate.items())).encode()).hexdigest()
     cut = [rules.passage_tokens, rules.passage_overlap, removed, code_sha256("generate")]
     return {"model": {path.name: sha256(path) for path in files}, "rules": cut, "documents": str(documents), "with_text": request.with_text}

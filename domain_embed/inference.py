@@ -16,7 +16,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from tokenizers import Encoding, Tokenizer
 
-from .providers import choose_providers
+from .providers import building, choose_providers, largest_batch
 from .runs import InputError, progress
 from .term_weights import TermWeights, lexical_inputs, read_weights
 
@@ -66,7 +66,9 @@ def load_exported(
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=choose_providers(folder, graph))
+    providers = choose_providers(folder, graph)
+    with building(providers):
+        session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=providers)
     lexical = read_weights(folder) if (folder / "lexical.json").exists() else None
     sizes = tuple(config.get("sizes", ()))
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"], config.get("own_dimensions", 0), lexical, sizes)
@@ -123,12 +125,12 @@ def run_graph(
     token_ids: Sequence[list[int]],  # from `tokenize`
     texts: Sequence[str] = (),  # the same texts, whose words a model with lexical dimensions weights
     kind: str = "document",  # "query" or "document"
-    batch_size: int = 0,  # texts; 0: 8 on a CPU, where more are not faster, and 64 on a GPU
+    batch_size: int = 0,  # texts; 0: 8 on a CPU, where more are not faster, and on a GPU as many as it takes of the longest, at most 64
     desc: str | None = None,  # label of the progress bar; None: no bar
 ) -> np.ndarray:  # float32 (len(token_ids), dimensions), each vector of length 1
     "Compute unit vectors from token ids."
     vectors = np.empty((len(token_ids), model.dimensions), dtype=np.float32)
-    batch_size = batch_size or (8 if model.provider == "CPU" else 64)
+    batch_size = batch_size or (8 if model.provider == "CPU" else min(64, largest_batch(model.max_length)))
     order = sorted(range(len(token_ids)), key=lambda number: -len(token_ids[number]))
     with progress(total=len(order), desc=desc, unit=" texts", disable=desc is None) as bar:
         for start in range(0, len(order), batch_size):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ def capabilities(
     stage: str,  # one of `STAGES`
 ) -> dict[str, bool]:  # empty: the stage's files depend on none
     "Return what the files of a stage depend on besides its parameters, inputs and code."
-    found = {"gpu": Path("/dev/nvidiactl").exists(), "tensorrt": find_spec("tensorrt") is not None}
-    return found if stage == "export" else {}
+    packages = {"tensorrt": find_spec("tensorrt") is not None, "onnxruntime-gpu": any(distributions(name="onnxruntime-gpu"))}
+    return {"gpu": Path("/dev/nvidiactl").exists(), **packages} if stage == "export" else {}
 
 # %% ../nbs/08_manifests.ipynb #96eb533c
 def why_run(
@@ -195,14 +196,13 @@ def _manifest(
     seconds: float,
 ) -> dict[str, Any]:
     "Return the manifest of a stage whose files have been written."
-    name = stage_folder(stage.run_dir, stage.name).name
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": stage.name,
         "parameters": parameters,
         "seed": parameters.get("seed"),
         "inputs": stage.inputs,
-        "outputs": {f"{name}/{path.name}": describe(path) for path in sorted(stage.folder.iterdir())},
+        "outputs": {f"{stage_folder(stage.run_dir, stage.name).name}/{path.name}": describe(path) for path in sorted(stage.folder.iterdir())},
         "metrics": stage.metrics,
         "timings": stage.timings,
         "seconds": round(seconds, 1),

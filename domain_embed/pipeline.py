@@ -69,6 +69,8 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
     if options.backend == "local":
         command = serve_command(run_dir, values["precision"], name, host, port) + (["--token-ids", options.token_ids] if options.token_ids else [])
     else:
+        if options.token_ids:
+            raise InputError(f"--token-ids is for --backend local: {options.backend} does not decode token ids")
         plan = plan_backend(options.backend, run_dir, values["precision"], name, host, port)
         command = plan.command
         print_line("\n".join(f"remark: {remark}" for remark in plan.remarks))
@@ -133,11 +135,11 @@ def run_command(
         raise InputError(f"{run_dir} is a file: give a folder for the run")
     profile, settings = settings_for(run_dir, options.profile, assignments_of(options))
     check_settings(settings, documents)
+    if getattr(options, "ray", ""):
+        os.environ["DOMAIN_EMBED_RAY"] = options.ray  # for the kernel of stage 1
     if getattr(options, "estimate", False) or getattr(options, "estimate_offline", False):
         _print_estimate(run_dir, settings["generate"], options.estimate_offline)
         return
-    if getattr(options, "ray", ""):
-        os.environ["DOMAIN_EMBED_RAY"] = options.ray  # for the kernel of stage 1
     stages = stages_of(options.command)
     stages = stages[1:] if options.command == "run" and settings["prepare"]["pairs"] else stages
     if options.dry_run:

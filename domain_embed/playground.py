@@ -35,9 +35,13 @@ class Marks:
         self.folder, self.passages = folder, passages
         self.lock, self.written = threading.Lock(), False
         self.right: dict[str, list[str]] = {}  # query → ids of passages
-        if (folder / "marks.jsonl").exists():
-            known = {p.id for p in passages}  # the documents may have changed
-            rows = read_jsonl(folder / "marks.jsonl", required=("query", "right"))
+        self._read()
+
+    def _read(self) -> None:
+        "Read the marks that the folder has."
+        if (self.folder / "marks.jsonl").exists():
+            known = {p.id for p in self.passages}  # the documents may have changed
+            rows = read_jsonl(self.folder / "marks.jsonl", required=("query", "right"))
             self.right = {row["query"]: [own for own in row["right"] if own in known] for row in rows}
 
     def set(
@@ -48,6 +52,7 @@ class Marks:
     ) -> None:
         "Mark a passage, and write the folder."
         with self.lock:
+            self._read()  # another page or notebook may have marked since
             known = [own for own in self.right.get(query, []) if own != passage]
             self.right[query] = [*known, passage] if right else known
             marked = {text: ids for text, ids in self.right.items() if ids}

@@ -14,24 +14,28 @@ from sentence_transformers import SentenceTransformer
 from .runs import write_json
 
 # %% ../nbs/022_saved_models.ipynb #321a53d2
-MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+MODULES = ("Transformer", "Pooling", "Normalize")
 POOLING = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken"}
 
 # %% ../nbs/022_saved_models.ipynb #f08ac871
 def use_older_names(
     folder: Path,  # a saved model
+    max_length: int,  # tokens
 ) -> None:
-    "Rewrite a saved model's configuration as sentence-transformers 5 has it."
+    "Rewrite a saved model's configuration as sentence-transformers 5 has it; what it did not have stays."
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     for module in modules:
-        name = module["type"].rpartition(".")[2]
-        if name in MODULES:
-            module["type"] = f"sentence_transformers.models.{name}"
-        path = folder / module["path"] / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if name == "Pooling" else {}
-        if config.get("pooling_mode") in POOLING:  # not several modes, which older programs do not know together with these names
+        package, _, name = module["type"].rpartition(".")
+        if name not in MODULES or not package.startswith("sentence_transformers."):  # code that comes with a model
+            continue
+        path = folder / module["path"] / ("sentence_bert_config.json" if name == "Transformer" else "config.json")
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if name == "Transformer" and config.get("transformer_task") == "feature-extraction" and list(config.get("modality_config", ())) == ["text"]:
+            write_json(path, {"max_seq_length": max_length, "do_lower_case": False})
+        if name == "Pooling" and config.get("pooling_mode") in POOLING:  # one mode
             modes = {f"pooling_mode_{key}": config["pooling_mode"] == mode for mode, key in POOLING.items()}
             write_json(path, {"word_embedding_dimension": config["embedding_dimension"], **modes, "include_prompt": config["include_prompt"]})
+        module["type"] = f"sentence_transformers.models.{name}"
     write_json(folder / "modules.json", modules)
 
 # %% ../nbs/022_saved_models.ipynb #5d5dd8c7
@@ -42,4 +46,4 @@ def save_model(
 ) -> None:
     "Save a model with names that older programs know."
     model.save_pretrained(str(folder), create_model_card=create_model_card)
-    use_older_names(Path(folder))
+    use_older_names(Path(folder), model.max_seq_length)

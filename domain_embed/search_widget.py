@@ -15,6 +15,7 @@ import ipywidgets as widgets
 
 from .playground import Marks
 from .run_search import SEARCHED, Hit, RunSearch, describe_move
+from .runs import InputError
 
 # %% ../nbs/891_search_widget.ipynb #7dbca922
 def hit_html(
@@ -44,12 +45,12 @@ class SearchWidget:
         self.widget = widgets.VBox([self.query, self.columns, self.status])
         self.query.observe(lambda _: self.search(), names="value")
 
-    def _column(self, system: str, hits: Sequence[Hit], right: Sequence[str]) -> widgets.VBox:
+    def _column(self, query: str, system: str, hits: Sequence[Hit], right: Sequence[str]) -> widgets.VBox:
         "Return what a system has found."
         boxes: list[Any] = [widgets.HTML(f"<b>{SEARCHED[system]}</b>")]
         for rank, hit in enumerate(hits, start=1):
             button = widgets.ToggleButton(hit.passage.id in right, description="right", icon="check", layout={"width": "90px"})
-            button.observe(lambda change, own=hit.passage.id: self.mark(own, change["new"]), names="value")
+            button.observe(lambda change, own=hit.passage.id: self.mark(query, own, change["new"]), names="value")
             boxes += [widgets.HTML(hit_html(rank, hit, moves=system == "auto")), button]
         return widgets.VBox(boxes, layout={"width": "33%", "padding": "0 12px 0 0"})
 
@@ -57,18 +58,22 @@ class SearchWidget:
         "Show what the systems find."
         if self.searched is None or self.marks is None:
             self.status.value = "loading the models …"
-            self.searched = RunSearch(self.run_dir)
+            try:
+                self.searched = RunSearch(self.run_dir)
+            except InputError as error:
+                self.status.value = html.escape(str(error))
+                return
             self.marks = Marks(self.run_dir / "playground/test_set", self.searched.passages)
         query = self.query.value.strip()[:2000]
         found = self.searched.find(query, self.k) if query else {}
-        self.columns.children = [self._column(name, hits, self.marks.right.get(query, [])) for name, hits in found.items()]
+        self.columns.children = [self._column(query, name, hits, self.marks.right.get(query, [])) for name, hits in found.items()]
         self.status.value = ""
 
-    def mark(self, passage: str, right: bool) -> None:
-        "Mark a passage as right for the query, or no longer."
+    def mark(self, query: str, passage: str, right: bool) -> None:
+        "Mark a passage as right for a query, or no longer."
         if self.marks is None:
             return
-        self.marks.set(self.query.value.strip()[:2000], passage, right)
+        self.marks.set(query, passage, right)
         folder = html.escape(str(self.marks.folder))
         queries = sum(map(bool, self.marks.right.values()))
         self.status.value = f"{queries} queries with marks: <code>domain-embed evaluate {html.escape(str(self.run_dir))} --set evaluate.test_set={folder}</code>"
