@@ -1,8 +1,8 @@
 """Load on `/v1/embeddings`: our service in fp32 and int8 against sentence-transformers behind a plain FastAPI route, on one machine.
 
-python benchmarks/serving.py SET [--seconds 10] [--rounds 3] [--clients 1 8 32 128]      SET: a BEIR folder; queries and passages are sent in turn, one text a request
+python benchmarks/serving.py SET [--seconds 10] [--rounds 3] [--clients 1 8 32 128] [--infinity BIN]      SET: a BEIR folder; queries and passages are sent in turn, one text a request
 
-Closed loop: each client sends its next request when it has the answer. Servers run one at a time on the same cores, in turns; the table has medians over rounds. int8 is also measured in retrieval, on the whole set.
+Closed loop: each client sends its next request when it has the answer. Servers run one at a time on the same cores, in turns; the table has medians over rounds. int8 is also measured in retrieval, on the whole set. BIN: the program infinity_emb of an environment of its own (pip install "infinity-emb[server,torch]"), to be compared with.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from domain_embed.int8 import quantize_int8
 from domain_embed.models import load_model
 from domain_embed.onnx_export import export_onnx
 from domain_embed.parity import ndcg10
+from domain_embed.saved_models import save_model
 from domain_embed.server_process import free_port
 
 PLAIN = """
@@ -48,10 +50,12 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 """
 
 
-def commands(folder: Path, port: int) -> dict[str, list[str]]:
+def commands(folder: Path, port: int, infinity: str = "") -> dict[str, list[str]]:
     "Return the servers."
+    peer = [infinity, "v2", "--model-id", str(folder / "model"), "--engine", "torch", "--device", "cpu", "--port", str(port), "--url-prefix", "/v1", "--served-model-name", "domain_embed"]
     ours = [sys.executable, "-m", "domain_embed.service", str(folder), "--port", str(port), "--graph"]
-    return {"plain route": [sys.executable, "-c", PLAIN, str(port)], "ours fp32": [*ours, "model.onnx"], "ours int8": [*ours, "model_int8.onnx"]}
+    others = {"plain route": [sys.executable, "-c", PLAIN, str(port)]} | ({"infinity": peer} if infinity else {})
+    return others | {"ours fp32": [*ours, "model.onnx"], "ours int8": [*ours, "model_int8.onnx"]}
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
@@ -86,10 +90,11 @@ def measure(command: list[str], port: int, texts: list[str], clients: list[int],
         try:
             while True:
                 try:
-                    if httpx.get(f"http://127.0.0.1:{port}/v1/health/ready", trust_env=False).status_code == 200:
+                    if httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"model": "domain_embed", "input": "a"}, timeout=60, trust_env=False).status_code == 200:
                         break
                 except httpx.TransportError:
-                    time.sleep(0.05)
+                    pass  # it does not listen yet
+                time.sleep(0.05)
             print(f"  ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
             for number in clients:
                 begin = time.perf_counter()
@@ -108,22 +113,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--infinity", metavar="BIN", default="")
     options = parser.parse_args()
     folder, test = Path(tempfile.mkdtemp()), read_beir(options.set)
+    save_model(load_model("embedded", 256), folder / "model")
     quantize_int8(export_onnx(load_model("embedded", 256), folder), folder / "model_int8.onnx")
+    servers = partial(commands, folder, infinity=options.infinity)
     # passages below the maximum length: the service refuses longer ones instead of cutting them
     short = [p.content for p in test.passages if len(p.content.split()) < 120]
     texts = [text for pair in zip(itertools.cycle(test.queries.values()), short, strict=False) for text in pair]
     results = {}
     for _ in range(options.rounds):
-        for name in commands(folder, 0):
+        for name in servers(0):
             port = free_port()
-            for number, values in measure(commands(folder, port)[name], port, texts, options.clients, options.seconds).items():
+            for number, values in measure(servers(port)[name], port, texts, options.clients, options.seconds).items():
                 results.setdefault((number, name), []).append(values)
     print("| clients | server | requests a second | of the plain route | p50, ms | p99, ms | memory, MiB |\n|---|---|---|---|---|---|---|")
     for number in options.clients:
         plain = np.median([rate for rate, *_ in results[number, "plain route"]])
-        for name in commands(folder, 0):
+        for name in servers(0):
             rate, middle, tail, memory = np.median(results[number, name], axis=0)
             print(f"| {number} | {name} | {rate:.1f} | {rate / plain:.2f}× | {middle:.0f} | {tail:.0f} | {memory:.0f} |")
     for graph in ("model.onnx", "model_int8.onnx"):
