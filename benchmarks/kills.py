@@ -99,23 +99,27 @@ def main() -> int:
     clients = [Thread(target=load.run, args=(number,), daemon=True) for number in range(options.clients)]
     for client in clients:
         client.start()
-    end = time.monotonic() + 60 * options.minutes
-    while time.monotonic() + options.every < end:
-        time.sleep(options.every)
-        how = (signal.SIGKILL, signal.SIGTERM)[kills.total() % 2]
-        load.ending = how == signal.SIGTERM
-        server.send_signal(how)
-        status = server.wait(timeout=90)
-        load.ending = False
-        kills[f"{how.name}, status {status}"] += 1
-        server = start(folder, options.graph, port)
-    time.sleep(max(0.0, end - time.monotonic()))
-    load.stop.set()
-    for client in clients:
-        client.join()
-    server.terminate()
-    server.wait()
-    print(json.dumps({"minutes": options.minutes, "kills": kills, "requests": load.counts.total()} | dict(sorted(load.counts.items()))))
+    begin = time.monotonic()
+    end = begin + 60 * options.minutes
+    try:
+        while time.monotonic() + options.every < end:
+            time.sleep(options.every)
+            how = (signal.SIGKILL, signal.SIGTERM)[kills.total() % 2]
+            load.ending = how == signal.SIGTERM
+            server.send_signal(how)
+            status = server.wait(timeout=90)
+            load.ending = False
+            kills[f"{how.name}, status {status}"] += 1
+            server = start(folder, options.graph, port)
+        time.sleep(max(0.0, end - time.monotonic()))
+    finally:
+        load.stop.set()
+        for client in clients:
+            client.join()
+        server.terminate()
+        server.wait()
+        minutes = round((time.monotonic() - begin) / 60, 1)
+        print(json.dumps({"minutes": minutes, "kills": kills, "requests": load.counts.total()} | dict(sorted(load.counts.items()))))
     return int(any(name.startswith("FAILED") or name.endswith("SIGTERM") for name in load.counts))
 
 
