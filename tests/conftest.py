@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(lines) == 1 and lines[0].startswith("domain-embed: "), done.stderr
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def open_page(page, address: str) -> None:
+    "Open an address in a browser's page as soon as its server listens."
+    for left in reversed(range(60)):
+        try:
+            page.goto(address)
+            return
+        except Exception as error:  # playwright's own class; a test without a browser does not have it
+            if left == 0 or "ERR_CONNECTION" not in str(error):
+                raise
+            time.sleep(1)
 
 
 def set_options(*more: str) -> list[str]:

@@ -10,6 +10,7 @@ import time
 import httpx
 import nbformat
 import pytest
+from conftest import open_page
 
 from domain_embed.lab import copy_notebooks
 from domain_embed.server_process import free_port
@@ -53,12 +54,7 @@ def page(lab):
 
 def open_notebook(page, address, name):
     "Open a notebook and wait for its kernel."
-    for _ in range(60):  # until JupyterLab listens
-        try:
-            page.goto(f"{address}/{name}.ipynb?reset")
-            break
-        except playwright.Error:
-            time.sleep(1)
+    open_page(page, f"{address}/{name}.ipynb?reset")
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(timeout=120_000)
 
 

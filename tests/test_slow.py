@@ -12,7 +12,7 @@ import time
 import nbformat
 import pandas as pd
 import pytest
-from conftest import COMMAND, assert_ok, domain_embed, set_options
+from conftest import COMMAND, assert_ok, domain_embed, open_page, set_options
 
 from domain_embed.beir import read_beir
 from domain_embed.graphs import write_graphs
@@ -94,12 +94,7 @@ def test_the_explorer_in_a_browser(tiny_run, tmp_path, jupyter):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1400})
-        for _ in range(60):  # until JupyterLab listens
-            try:
-                page.goto(f"{jupyter}/explore.ipynb")
-                break
-            except playwright.Error:
-                time.sleep(1)
+        open_page(page, f"{jupyter}/explore.ipynb")
         page.click(".jp-Cell .jp-InputArea-editor", timeout=60_000)
         page.keyboard.press("Shift+Enter")
         counts, picture, said = page.locator(".widget-html").nth(0), page.locator("canvas").first, page.locator(".widget-html").nth(1)
@@ -176,12 +171,7 @@ def test_the_playground_in_a_browser(playground, tmp_path, width, scheme):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        for _ in range(60):  # until it listens
-            try:
-                page.goto(address)
-                break
-            except playwright.Error:
-                time.sleep(1)
+        open_page(page, address)
         page.keyboard.type("<b>insert</b> into a sorted list")  # the field has the focus
         page.keyboard.press("Enter")
         page.locator("article").first.wait_for()
