@@ -1,5 +1,5 @@
 # make demo   the whole recipe on the example corpus, on a fresh machine
-# make test   everything that CI checks; make test-slow: what takes longer (kills, TensorRT's planner, other clients, a browser: it needs Debian's chromium)
+# make test   everything that CI checks; make test-slow: what takes longer (kills, TensorRT's planner, other clients, Ray, a browser: it needs Debian's chromium)
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 BIN := .venv/bin

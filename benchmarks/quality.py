@@ -135,7 +135,7 @@ def summary(rows: list[dict]) -> None:
         "\n| set | λ | trained model kept | base | BM25 | reciprocal rank | base+lexical | shipped (mean of seeds, range) | change | 95% intervals of the change |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     ours = [row for row in rows if row["variant"] == "lexical"]
-    changes = {"human": [], "generated nDCG": [], "generated Recall": []}
+    changes = {"human": [], "generated nDCG": [], "generated Recall": [], "generated nDCG, best system": [], "generated Recall, best system": []}
     for name in dict.fromkeys(row["set"] for row in ours):
         own = [row for row in ours if row["set"] == name]
         values = {
@@ -148,6 +148,8 @@ def summary(rows: list[dict]) -> None:
             changes[label].append(
                 np.mean([row["generated"]["shipped"][metric] for row in own]) / np.mean([row["generated"]["base"][metric] for row in own]) - 1
             )
+            best = np.mean([max(system[metric] for name, system in row["generated"].items() if name != "change") for row in own])
+            changes[f"{label}, best system"].append(best / np.mean([row["generated"]["base"][metric] for row in own]) - 1)
         bounds = "; ".join(f"{row['human']['change']['low']:+.3f} to {row['human']['change']['high']:+.3f}" for row in own)
         weights, kept = ", ".join(f"{row['weight']:g}" for row in own), ", ".join("yes" if row["trained"] else "no" for row in own)
         middle = " | ".join(f"{mean[system]:.4f}" for system in ("base", "bm25", "base + bm25", "base+lexical"))

@@ -121,7 +121,7 @@ def _texts(request: EmbeddingRequest, max_characters: int, decode: Decoder | Non
             raise ApiError(400, f"input[{number}] is empty: leave it out", "input")
         characters += 0 if isinstance(item, str) else len(text)  # what is decoded may be longer than the body
         if len(text) > max_characters or characters > 16 * max_characters:
-            raise ApiError(400, f"input[{number}] has {len(text):,} characters: send at most {max_characters:,} in a text, and {16 * max_characters:,} as token ids", "input")
+            raise ApiError(400, f"input[{number}] has {len(text):,} characters: send at most {max_characters:,} in a text, and {16 * max_characters:,} in all that are sent as token ids", "input")
         texts.append(text)
     return texts
 

@@ -43,7 +43,7 @@ MAX_TOKENS = 65_536  # of a batch on a GPU, padding included
 def largest_batch(
     max_length: int,  # tokens
 ) -> int:  # texts
-    "Return how many texts of any length a GPU computes at once."
+    "Return the most texts of any length that an engine takes."
     return max(1, min(256, MAX_TOKENS // max_length))
 
 # %% ../nbs/063_providers.ipynb #0143a44e

@@ -22,7 +22,7 @@ def use_older_names(
     folder: Path,  # a saved model
     max_length: int,  # tokens
 ) -> None:
-    "Rewrite a saved model's configuration as sentence-transformers 5 has it; what it did not have stays."
+    "Rewrite a saved model's configuration as sentence-transformers 5 has it; settings that it lacks are left as they are."
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     for module in modules:
         package, _, name = module["type"].rpartition(".")

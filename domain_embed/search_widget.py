@@ -76,4 +76,4 @@ class SearchWidget:
         self.marks.set(query, passage, right)
         folder = html.escape(str(self.marks.folder))
         queries = sum(map(bool, self.marks.right.values()))
-        self.status.value = f"{queries} queries with marks: <code>domain-embed evaluate {html.escape(str(self.run_dir))} --set evaluate.test_set={folder}</code>"
+        self.status.value = f"{queries} {'query' if queries == 1 else 'queries'} with marks: <code>domain-embed evaluate {html.escape(str(self.run_dir))} --set evaluate.test_set={folder}</code>"
