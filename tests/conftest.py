@@ -29,6 +29,11 @@ SETTINGS = [
 ]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    "Give all tests of the shared run to one process (--dist loadgroup), so that no other waits for it; the rest goes by file."
+    item.add_marker(pytest.mark.xdist_group("run" if "tiny_run" in item.fixturenames else item.path.stem))
+
+
 def domain_embed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     "The command, as a user runs it."
     command = [COMMAND, *map(str, arguments)]

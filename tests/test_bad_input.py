@@ -55,9 +55,11 @@ def test_a_wrong_key_in_a_profile(folder, tmp_path):
     assert_refused(done, str(profile), "no parameter 'learning_rat'", "did you mean 'learning_rate'?")
 
 
-def test_an_unreachable_llm(documents, tmp_path):
+def test_an_unreachable_llm(documents, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     settings = ("generate.llm=m", "generate.llm_base_url=http://127.0.0.1:9/v1", "generate.llm_retries=0")
-    assert_refused(generate(documents, tmp_path, *settings, OPENAI_API_KEY="k"), "no LLM answers at http://127.0.0.1:9/v1/")
+    with pytest.raises(InputError, match=r"no LLM answers at http://127\.0\.0\.1:9/v1/"):
+        run_here("generate", tmp_path / "run", f"generate.documents={documents}", *settings)
 
 
 def test_a_missing_api_key(documents, tmp_path):
@@ -65,7 +67,7 @@ def test_a_missing_api_key(documents, tmp_path):
         run_here("generate", tmp_path / "run", f"generate.documents={documents}", "generate.llm=m", "generate.llm_api_key_env=NO_KEY")
 
 
-def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):
+def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path, monkeypatch, capfd):
     class Refuse(http.server.BaseHTTPRequestHandler):
         def do_POST(self):  # repeats the key, as a careless server might
             body = f'{{"error": {{"message": "bad key {self.headers["Authorization"]}"}}}}'.encode()
@@ -79,12 +81,14 @@ def test_a_wrong_api_key_is_refused_and_never_written(documents, tmp_path):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     settings = ("generate.llm=m", f"generate.llm_base_url=http://127.0.0.1:{server.server_port}/v1")
-    done = generate(documents, tmp_path, *settings, OPENAI_API_KEY="sk-very-secret")
+    with pytest.raises(InputError) as error:
+        run_here("generate", tmp_path / "run", f"generate.documents={documents}", *settings)
     server.shutdown()
-    assert_refused(done, "refuses the key in $OPENAI_API_KEY (HTTP 401)")
+    assert "refuses the key in $OPENAI_API_KEY (HTTP 401)" in str(error.value)
     written = [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-very-secret" in p.read_bytes()]
-    assert not written and "sk-very-secret" not in done.stdout
+    assert not written and "sk-very-secret" not in str(error.value) + "".join(capfd.readouterr())
 
 
 def test_secrets_in_the_wrong_place_are_refused_and_never_written(documents, tmp_path):

@@ -24,10 +24,10 @@ from domain_embed.question_prompts import QuestionRequest
 from domain_embed.questions import choose_style, collect, plan
 from domain_embed.responses import Reply, ResponseCache
 
-NUMBER, FEW = 200, 60
+FEW = 60
 
 
-def jobs(number: int = NUMBER) -> list[Job]:
+def jobs(number: int = FEW) -> list[Job]:
     "Small requests whose replies depend on nothing but the request."
     plain = {"max_tokens": 8, "temperature": 0, "stop": ["\n"], "extra_body": {"cache_prompt": False}}
     return [Job([{"prompt": f"1 + 1 = 2\n3 + 3 = 6\n{n} + {n} =", "seed": n} | plain]) for n in range(number)]
@@ -44,14 +44,15 @@ def quick(monkeypatch):
     monkeypatch.setenv("CLIENT_KEY", "anything")
 
 
-def test_200_requests_with_faults_none_lost_none_paid_twice(tmp_path):
+@pytest.mark.parametrize("number", [FEW, pytest.param(200, marks=pytest.mark.slow)])
+def test_requests_with_faults_none_lost_none_paid_twice(tmp_path, number):
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0.35) as proxy:
-        answers = complete(server(proxy.url), jobs(), ResponseCache(tmp_path / "replies.jsonl"))
+        answers = complete(server(proxy.url), jobs(number), ResponseCache(tmp_path / "replies.jsonl"))
         assert all(a.text and not a.reason for (a,) in answers)
-        assert len(proxy.delivered) == NUMBER and set(proxy.delivered.values()) == {1}
-        assert all(proxy.faults[fault] for fault in set(FAULTS))
-        assert len(ResponseCache(tmp_path / "replies.jsonl").known) == NUMBER
-        again = complete(server(proxy.url), jobs(), ResponseCache(tmp_path / "replies.jsonl"))
+        assert len(proxy.delivered) == number and set(proxy.delivered.values()) == {1}
+        assert number == FEW or all(proxy.faults[fault] for fault in set(FAULTS))
+        assert len(ResponseCache(tmp_path / "replies.jsonl").known) == number
+        again = complete(server(proxy.url), jobs(number), ResponseCache(tmp_path / "replies.jsonl"))
         assert again == answers and set(proxy.delivered.values()) == {1}
 
 
@@ -112,7 +113,7 @@ from domain_embed import attempts
 from domain_embed.completion import complete
 from domain_embed.responses import ResponseCache
 attempts.PAUSE = 0.05
-complete(test_client.server(sys.argv[1]), test_client.jobs(test_client.FEW), ResponseCache(sys.argv[2]))
+complete(test_client.server(sys.argv[1]), test_client.jobs(), ResponseCache(sys.argv[2]))
 """
 
 
@@ -134,10 +135,11 @@ def test_kill_in_the_middle(tmp_path):
         twice = [body for body, times in proxy.delivered.items() if times > 1]
         assert len(proxy.delivered) == FEW and len(twice) <= 6  # at most what was under way when the process died
         assert {k: known[k] for k in before} == before
-        undisturbed = complete(server(own.addresses[0]), jobs(FEW), ResponseCache(tmp_path / "other.jsonl"))
-        assert [(a,) for (a,) in complete(server(proxy.url), jobs(FEW), ResponseCache(store))] == [(a,) for (a,) in undisturbed]
+        undisturbed = complete(server(own.addresses[0]), jobs(), ResponseCache(tmp_path / "other.jsonl"))
+        assert [(a,) for (a,) in complete(server(proxy.url), jobs(), ResponseCache(store))] == [(a,) for (a,) in undisturbed]
 
 
+@pytest.mark.slow
 def test_a_server_that_knows_no_schema(tmp_path):
     manual = [
         Passage(f"m#{n}", "m", "", text, language="en") for n, text in enumerate(("E17 means no water.", "Valve V3 clears E17.", "It weighs 4 kg."))

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_ok, assert_refused, domain_embed
+from conftest import assert_refused, domain_embed, run_here
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -50,7 +50,7 @@ def test_systems_of_every_kind(tiny_run, tmp_path, other_domain):
             "reranked": f"tuned > {reranker}",
         }
         options = [f"evaluate.systems={json.dumps(list(systems.values()))}", f"evaluate.out_of_domain_sets=[{other_domain}]", "evaluate.map_passages=40"]
-        assert_ok(domain_embed("evaluate", *(word for option in options for word in ("--set", option)), run_dir))
+        run_here("evaluate", run_dir, *options)
     manifest = read_manifest(run_dir, "evaluate")
     found = manifest["metrics"]["sets"]["generated"]
     ndcg = {name: found["systems"][system]["nDCG@10"]["mean"] for name, system in systems.items()}
@@ -72,7 +72,7 @@ def test_systems_of_every_kind(tiny_run, tmp_path, other_domain):
         table.groupby(["set", "system"]).size()
         == table["set"].map({"generated": found["queries"], "guard other": 3}).groupby([table["set"], table["system"]]).first()
     ).all()
-    assert (run_dir / "4_evaluate/map.png").stat().st_size > 10_000 and "guard other" in (run_dir / "report.html").read_text()
+    assert (run_dir / "4_evaluate/map.png").stat().st_size > 10_000
     results = json.loads((run_dir / "4_evaluate/generated/eval_results.json").read_text())
     assert set(results) == {"base", "finetuned"} and "P@10" in results["finetuned"]["Precision"]
 

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from conftest import open_page
 
+from domain_embed.decisions import read_decisions
 from domain_embed.lab import copy_notebooks
 from domain_embed.server_process import free_port
 
@@ -87,21 +88,63 @@ def test_a_stage_notebook_runs_in_jupyterlab(lab, page, name):
     assert not errors and not page.said, (errors, page.said)
     page.screenshot(path=folder / f"{name}-{theme}.png")
     print(f"{name}, {theme}: {time.monotonic() - start:.0f} s, screenshot in {folder}")
-    if name == "40_evaluate":
-        search_in_the_notebook(page, folder, theme)
+    if name in WIDGETS:
+        WIDGETS[name](page, folder, theme)
+
+
+def scroll_to(page, selector):
+    "The last element that a selector names; JupyterLab attaches only the cells in sight."
+    found = page.locator(selector)
+    page.locator(".jp-Notebook").first.click(position={"x": 5, "y": 5})
+    page.keyboard.press("Control+Home")
+    for _ in range(150):
+        if found.count():
+            found.last.scroll_into_view_if_needed()
+            return found.last
+        page.mouse.wheel(0, 400)
+        page.wait_for_timeout(200)
+    raise AssertionError(f"{selector} is nowhere in the notebook")
+
+
+def review_questions(page, folder, theme):
+    "Edit and accept a question, reject the next one, and go through those that were reviewed."
+    box = scroll_to(page, ".widget-textarea textarea")
+    first, store = box.input_value(), folder / "runs/walkthrough/review.jsonl"
+    box.click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" now")
+    page.click("button:has-text('Accept')")
+    page.wait_for_timeout(2000)
+    assert box.input_value() not in (first, f"{first} now")
+    page.locator("button:has-text('Reject')").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(2000)
+    page.screenshot(path=folder / f"review-{theme}.png")
+    decisions = read_decisions(store)
+    assert sorted(d.decision for d in decisions.values()) == ["accept", "reject"]
+    assert [d.text for d in decisions.values() if d.decision == "accept"] == [f"{first} now"]
+    page.locator(".widget-dropdown select").first.select_option("reviewed")
+    page.locator("text=1 of 2 shown; 2 of").wait_for(timeout=20_000)
+
+
+def move_the_threshold(page, folder, theme):
+    "Move the explorer's threshold with the keyboard, and look whether counts and picture follow."
+    scroll_to(page, "[role=slider]")
+    slider = page.locator("[role=slider]").first
+    counts, picture = page.locator(".widget-html").first, page.locator(".jupyter-matplotlib canvas").first
+    page.wait_for_timeout(3000)
+    before = counts.inner_text(), picture.screenshot()
+    slider.focus()
+    for _ in range(15):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_timeout(3000)
+    page.screenshot(path=folder / f"explorer-{theme}.png")
+    assert before[0] != counts.inner_text() and before[1] != picture.screenshot()
 
 
 def search_in_the_notebook(page, folder, theme):
     "Search with the keyboard in the notebook's widget, and mark a passage with the mouse."
-    box = page.locator("input[placeholder^='a query']")
-    for _ in range(60):  # JupyterLab attaches only the cells in sight
-        if box.count():
-            break
-        page.keyboard.press("End")
-        page.mouse.wheel(0, 600)
-        page.wait_for_timeout(300)
-    box.scroll_into_view_if_needed()
-    box.click()
+    scroll_to(page, "input[placeholder^='a query']").click()
     page.keyboard.type("insert into a sorted list")
     page.keyboard.press("Enter")
     button = page.locator("button:has-text('right')").first
@@ -110,3 +153,6 @@ def search_in_the_notebook(page, folder, theme):
     page.locator("code:has-text('evaluate.test_set')").first.wait_for(timeout=20_000)
     page.screenshot(path=folder / f"search-{theme}.png")
     assert (folder / "runs/walkthrough/playground/test_set/qrels/test.tsv").read_text().count("\n") == 2
+
+
+WIDGETS = {"10_generate": review_questions, "20_prepare": move_the_threshold, "40_evaluate": search_in_the_notebook}

@@ -56,12 +56,10 @@ if __name__ == "__main__":
 """
 
 
-SLOW = pytest.mark.slow
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "layers", "mini_batch_size", "checkpointing"),
-    [(512, 6, 0, "off"), pytest.param(512, 6, 8, "on", marks=SLOW), pytest.param(768, 4, 4, "off", marks=SLOW)],
+    [(512, 6, 0, "off"), (512, 6, 8, "on"), (768, 4, 4, "off")],
 )
 def test_memory_is_what_was_computed(tmp_path, hidden, layers, mini_batch_size, checkpointing):
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 256}

@@ -96,6 +96,7 @@ def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
     assert abs(check["ndcg@10_change"]) <= 0.01 and check["cosine_min"] > 0.999
 
 
+@pytest.mark.slow
 def test_kill_and_continue(documents, tiny_run, tmp_path):
     expected, run_dir = tiny_run[0], tmp_path / "killed"
     command = [COMMAND, "run", "--documents", str(documents), *set_options(), str(run_dir)]

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 from conftest import COMMAND, assert_ok, domain_embed, open_page, set_options
 
+from domain_embed.backends import plan_backend
 from domain_embed.beir import read_beir
 from domain_embed.graphs import write_graphs
 from domain_embed.jsonl import read_jsonl
@@ -190,3 +192,15 @@ def test_the_playground_in_a_browser(playground, tmp_path, width, scheme):
     test_set = read_beir(run_dir / "playground/test_set")
     assert list(test_set.queries.values()) == ["<b>insert</b> into a sorted list"] and sum(map(len, test_set.qrels.values())) == 1
     print(f"screenshots in {tmp_path}")
+
+
+def test_the_container_s_files_pass_their_linters(tiny_run, tmp_path):
+    plan = plan_backend("docker", tiny_run[0], "fp32", "domain_embed", "127.0.0.1", 8000)
+    for path, content in plan.files.items():
+        (tmp_path / Path(path).name).write_text(content)
+    for command in (["hadolint", tmp_path / "Dockerfile"], ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml"]):
+        program = Path(sys.executable).with_name(command[0])
+        if not program.exists():
+            pytest.skip("make test-slow installs hadolint and check-jsonschema")
+        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
