@@ -29,9 +29,10 @@ SETTINGS = [
 ]
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    "Give all tests of the shared run to one process (--dist loadgroup), so that no other waits for it; the rest goes by file."
-    item.add_marker(pytest.mark.xdist_group("run" if "tiny_run" in item.fixturenames else item.path.stem))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Begin with one file that needs the shared run, and put the others that need it last: one process makes it while the other does the rest."
+    needing = [item.path for item in items if "tiny_run" in item.fixturenames]
+    items.sort(key=lambda item: item.path in needing[1:] and item.path != needing[0])
 
 
 def domain_embed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,16 @@ def generate(folder, tmp_path, *settings, **environment):
     return domain_embed("generate", "--documents", folder, *set_options(*settings), tmp_path / "run", **environment)
 
 
+# the first test of all: one process makes the shared run while the other does the tests that need none
+def test_nothing_is_lost(tiny_run, tmp_path):
+    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    before = read_manifest(run_dir, "generate")
+    done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_api_key_env=NO_KEY", run_dir)
+    assert_refused(done, "NO_KEY is not set")
+    assert read_manifest(run_dir, "generate") == before
+    assert "nothing has changed, skipped" in domain_embed("generate", run_dir).stdout  # what was refused is not remembered
+
+
 def test_documents_that_cannot_be_used(folder, tmp_path):
     def refused(*words):
         with pytest.raises(InputError) as error:
@@ -108,12 +118,3 @@ def test_a_test_set_that_cannot_be_read_is_found_before_anything_is_done(documen
 def test_a_stage_without_the_one_before_it(tmp_path):
     assert_refused(domain_embed("finetune", tmp_path / "run"), "run `domain-embed prepare")
     assert_refused(domain_embed("finetune", tmp_path / "run", "--sweep", "seeds=1,2"), "'seeds=1,2': expected name=value,value")
-
-
-def test_nothing_is_lost(tiny_run, tmp_path):
-    run_dir = shutil.copytree(tiny_run[0], tmp_path / "copy")
-    before = read_manifest(run_dir, "generate")
-    done = domain_embed("generate", "--set", "generate.llm=m", "--set", "generate.llm_api_key_env=NO_KEY", run_dir)
-    assert_refused(done, "NO_KEY is not set")
-    assert read_manifest(run_dir, "generate") == before
-    assert "nothing has changed, skipped" in domain_embed("generate", run_dir).stdout  # what was refused is not remembered
