@@ -3,7 +3,7 @@
 python benchmarks/quality.py RUNS --questions QUESTIONS [--seeds 3] [--first-seed 0] [--jobs 1] [--variants lexical plain] SET ...      prints a JSON line for each run, and tables at the end
 
 SET: a BEIR folder with human queries, of which only corpus.jsonl is read before evaluation, or examples/python. QUESTIONS/NAME/1_generate: what `benchmarks/selection.py`, or stage 1 with the embedded profile, has written about that corpus; for Python the questions
-in examples/python/questions are used. A seed decides the split, the lexical projection, mining and training; the questions are the same. Variants: "lexical", as the embedded profile; "plain", without lexical dimensions, so that they can be added after training.
+in examples/python/questions are used. A seed decides the split, the lexical projection, mining and training; the questions are the same. Variants: "lexical", as the embedded profile; "plain", without lexical dimensions, so that they can be added after training; "recipe", NVIDIA's procedure.
 """
 
 import argparse
@@ -42,15 +42,25 @@ def set_folder(folder: Path) -> Path:
     return folder / "test_set" if (folder / "test_set").exists() else folder
 
 
-def run_stages(run_dir: Path, questions: Path, folder: Path, seed: int, lexical: bool) -> None:
-    "Run stages 2 and 3 with the embedded profile."
+def stage_settings(variant: str) -> dict[str, dict]:
+    "Return the settings of each stage: the embedded profile's, or NVIDIA's procedure with the embedded base model."
+    if variant == "recipe":
+        model = {"base_model": "embedded", "trust_remote_code": False, "query_prompt": "", "passage_prompt": "", "max_length": 256}
+        profile = load_profile("recipe")
+        return {"prepare": profile["prepare"] | model, "finetune": profile["finetune"] | model | {"train_max_length": 256}}
     profile = load_profile("embedded")
+    return profile if variant == "lexical" else profile | {"prepare": profile["prepare"] | {"lexical_dims": 0}}
+
+
+def run_stages(run_dir: Path, questions: Path, folder: Path, seed: int, variant: str) -> None:
+    "Run stages 2 and 3."
+    profile = stage_settings(variant)
     cache = run_dir.parents[1] / "cache" / folder.name  # one for all seeds
     cache.mkdir(parents=True, exist_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "cache").exists():
         (run_dir / "cache").symlink_to(cache.resolve())
-    own = {"seed": seed} | ({} if lexical else {"lexical_dims": 0})
+    own = {"seed": seed}
     if folder == PYTHON:
         own["pairs"] = str(PYTHON / "questions")
     elif not (run_dir / "1_generate").exists():
@@ -87,8 +97,8 @@ def study(job: tuple[Path, Path, Path, int, str]) -> dict:
     "Run one variant with one seed on one set."
     runs, questions, folder, seed, variant = job
     run_dir = runs / variant / f"{folder.name}-{seed}"
-    run_stages(run_dir, questions, folder, seed, variant == "lexical")
-    settings = finetune.Settings(run_dir=str(run_dir), **load_profile("embedded")["finetune"])
+    run_stages(run_dir, questions, folder, seed, variant)
+    settings = finetune.Settings(run_dir=str(run_dir), **stage_settings(variant)["finetune"])
     base, cache = load_base(settings), runs / "cache" / folder.name / "vectors"
     models = load_run_models(run_dir, base, settings.max_length)
     human, generated = read_beir(set_folder(folder)), read_beir(run_dir / "2_prepare/eval_beir", split="test")

@@ -151,7 +151,7 @@ def load_cross_encoder(
         positions = getattr(model.config, "max_position_embeddings", None) or max_length
         if "roberta" in model.config.model_type:  # its positions begin after the padding index
             positions -= model.config.pad_token_id + 1
-        model.max_length = min(max_length, positions, model.tokenizer.model_max_length)
+        model.max_seq_length = min(max_length, positions, model.tokenizer.model_max_length)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         message = f"cannot load the cross-encoder {name!r} ({reason}): give a folder or a name on the hub"
