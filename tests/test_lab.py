@@ -131,7 +131,7 @@ def move_the_threshold(page, folder, theme):
     "Move the explorer's threshold with the keyboard, and look whether counts and picture follow."
     scroll_to(page, "[role=slider]")
     slider = page.locator("[role=slider]").first
-    counts, picture = page.locator(".widget-html").first, page.locator(".jupyter-matplotlib canvas").first
+    counts, picture = page.locator(".widget-html:has-text('above the threshold')").first, page.locator(".jupyter-matplotlib canvas").first
     page.wait_for_timeout(3000)
     before = counts.inner_text(), picture.screenshot()
     slider.focus()
