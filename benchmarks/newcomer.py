@@ -69,11 +69,11 @@ class Newcomer:
             raise RuntimeError((done.stdout + done.stderr)[-600:])
 
     def serve(self, arguments: list[str], address: str) -> None:
-        "Start a server, ask it, run the README's Python block if it serves vectors, and stop it."
+        "Start a server, ask it, run the README's Python block if it serves the run that the block names, and stop it."
         server = subprocess.Popen([self.bin / arguments[0], *arguments[1:]], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(server, address)
-            if arguments[1] == "deploy":
+            if arguments[1:] == ["deploy", "runs/mine"]:
                 (self.folder / "use.py").write_text("\n".join(blocks("python")))
                 self.run(["python", "use.py"])
         finally:
