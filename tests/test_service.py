@@ -197,6 +197,31 @@ def test_sigterm_finishes_what_was_accepted(exported):
     assert [line["status"] for line in lines if line["path"] == "/v1/embeddings"] == [200] * 4 and "word" not in log
 
 
+def test_sigterm_breaks_no_open_connection(exported):
+    own = command(exported[1])
+    address = f"http://127.0.0.1:{own[own.index('--port') + 1]}/v1"
+
+    def ask() -> list[tuple[int, str]]:
+        "Ask on one connection after the other until there is no server; a connection that breaks raises."
+        answers = []
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            while True:
+                try:
+                    answer = client.post(f"{address}/embeddings", json={"model": "m-query", "input": "a pump"})
+                except httpx.ConnectError:
+                    return answers
+                answers.append((answer.status_code, answer.headers.get("connection", "")))
+
+    with subprocess.Popen(own, stderr=subprocess.DEVNULL) as server, ThreadPoolExecutor(4) as pool:
+        wait_until_ready(address)
+        clients = [pool.submit(ask) for _ in range(4)]
+        time.sleep(1)
+        server.send_signal(signal.SIGTERM)
+        answers = [client.result() for client in clients]
+    for own_answers in answers:
+        assert {status for status, _ in own_answers} == {200} and own_answers[0][1] == "" and own_answers[-1][1] == "close"
+
+
 def test_keys_are_needed_beyond_this_machine(exported):
     refused = subprocess.run(command(exported[1], "--host", "0.0.0.0"), capture_output=True, text=True, check=False, env={**os.environ, "DOMAIN_EMBED_API_KEYS": ""})
     assert refused.returncode == 2 and "DOMAIN_EMBED_API_KEYS" in refused.stderr
