@@ -8,7 +8,7 @@ __all__ = ['Qrels', 'Passage', 'write_passages', 'stream_passages', 'read_passag
 
 # %% ../nbs/01_beir.ipynb #4446060d
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -91,9 +91,10 @@ def stream_passages(
 # %% ../nbs/01_beir.ipynb #22e4cb3f
 def read_passages(
     path: str | Path,  # corpus.jsonl
+    ids: Container[str] | None = None,  # of the passages that are kept; None: all
 ) -> list[Passage]:
     "Read a BEIR corpus. Raises `InputError` if two passages have the same id."
-    passages = list(stream_passages(path))
+    passages = [passage for passage in stream_passages(path) if ids is None or passage.id in ids]
     duplicates = len(passages) - len({p.id for p in passages})
     if duplicates:
         raise InputError(f"{path}: {duplicates} passages share an _id with another: every _id must be unique")

@@ -23,8 +23,9 @@ from .documents import Corpus, Map, is_corpus, read_corpus
 from .encode import encode_cached, token_lengths
 from .lexical import words
 from .models import load_base
-from .multihop import MULTI_HOP, RelatedPassages, draw
+from .multihop import MULTI_HOP, RelatedPassages
 from .runs import InputError
+from .samples import Sample, draw
 
 # %% ../nbs/101_corpus.ipynb #57e7df32
 MIN_PASSAGE_WORDS = 8
@@ -78,7 +79,7 @@ RAY = "DOMAIN_EMBED_RAY"  # environment variable that --ray sets: address of a R
 
 
 def read_documents(
-    settings: Any,  # of stage 1: run_dir, documents, passage_tokens, passage_overlap, file_timeout, file_memory
+    settings: Any,  # of stage 1: run_dir, documents, max_documents, passage_tokens, passage_overlap, file_timeout, file_memory, seed
     tokenizer: PreTrainedTokenizerBase,  # of the base model
 ) -> Corpus:
     "Read the documents of a run into passages, on a Ray cluster if there is one."
@@ -92,7 +93,7 @@ def read_documents(
         connect_ray(address)
         apply = ray_map()
     limits = settings.passage_tokens, settings.passage_overlap, settings.file_timeout, settings.file_memory
-    return read_corpus(documents, tokenizer, *limits, Path(settings.run_dir).resolve() / "cache/parsed", apply)
+    return read_corpus(documents, tokenizer, *limits, Path(settings.run_dir).resolve() / "cache/parsed", apply, Sample(settings.max_documents, settings.seed))
 
 # %% ../nbs/101_corpus.ipynb #faf2973a
 def check_passage_tokens(

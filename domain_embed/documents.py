@@ -16,13 +16,14 @@ from pathlib import Path
 import py3langid.langid
 from transformers import PreTrainedTokenizerBase
 
-from .beir import Passage, read_passages
+from .beir import Passage, read_passages, stream_passages
 from .caches import cache_limit, trim_cache
 from .chunking import TokenEnds, cut_passages, token_counter
 from .near_duplicates import near_duplicates
 from .reading import SUFFIXES, Document, document_name, find_files, without_boilerplate
 from .reading_pool import read_files
 from .runs import InputError, progress
+from .samples import ALL, Sample
 
 # %% ../nbs/11_documents.ipynb #96a3d8c8
 LANGUAGE_CHARACTERS = 2000  # of a text that are read
@@ -57,11 +58,13 @@ def is_corpus(
     return path.name == "corpus.jsonl" or (b'"_id"' in head and b'"text"' in head)
 
 # %% ../nbs/11_documents.ipynb #b864aed7
-def _read_ready(path: Path) -> tuple[list[Passage], dict[str, str]]:  # passages, and id → reason of those that are skipped
+def _read_ready(path: Path, sample: Sample) -> tuple[list[Passage], dict[str, str]]:  # passages, and id → reason of those that are skipped
     "Read the passages of a BEIR corpus. Passages without text are skipped."
+    file = path / "corpus.jsonl" if path.is_dir() else path
+    drawn = set(sample.choose(passage.id for passage in stream_passages(file))) if sample.most else None
     passages = []
     skipped = {}
-    for passage in read_passages(path / "corpus.jsonl" if path.is_dir() else path):
+    for passage in read_passages(file, drawn):
         if passage.text.strip():
             passages.append(replace(passage, language=passage.language or language_of(passage.content)))
         else:
@@ -84,17 +87,21 @@ def _read_folder(
     limits: tuple[float, float],  # seconds and GiB for reading one file
     parsed: Path | None,
     apply: Map,
+    sample: Sample,
 ) -> list[Document]:
-    "Read all documents of a folder, or of one file. Raises `InputError` if no file is of a type that can be read."
+    "Read the documents of a folder, or of one file. Raises `InputError` if no file is of a type that can be read."
     files = find_files(path)
-    if not any(file.suffix.lower() in ("", *SUFFIXES) for file in files):
+    readable = [file for file in files if file.suffix.lower() in ("", *SUFFIXES)]
+    if not readable:
         types = Counter(file.suffix for file in files).most_common(5)
         others = f" ({', '.join(f'{count} {suffix}' for suffix, count in types)} found)" if types else ""
         raise InputError(f"no documents found in {path}{others}: looked for {' '.join(SUFFIXES)} and files without a suffix")
+    root = path if path.is_dir() else path.parent
+    files = sample.choose(readable, lambda file: file.relative_to(root).as_posix()) if sample.most else files
     alone = apply is map  # on this machine one pool reads all files; on a cluster each task has one worker
     batches = [files[start : start + (len(files) if alone else BATCH)] for start in range(0, len(files), len(files) if alone else BATCH)]
-    read = partial(_read_batch, path if path.is_dir() else path.parent, limits, 0 if alone else 1, parsed)
-    documents = [document for some in apply(read, batches) for document in some]
+    read = partial(_read_batch, root, limits, 0 if alone else 1, parsed)
+    documents = sample.choose((document for some in apply(read, batches) for document in some), lambda document: document.name)
     if parsed is not None:
         trim_cache(parsed.glob("*.json"), cache_limit())
     return documents
@@ -172,14 +179,15 @@ def read_corpus(
     memory: float = 4,  # GiB that reading one file may take
     parsed: Path | None = None,  # folder of what has been parsed; None: nothing is kept
     apply: Map = map,  # on a cluster: `ray_map()`
+    sample: Sample = ALL,  # of the documents
 ) -> Corpus:
     "Read passages from documents or a BEIR corpus. Raises `InputError` if there is no text at all."
     path, ends = Path(path), token_counter(tokenizer)
     boilerplate: list[dict] = []
     if is_corpus(path):
-        passages, skipped = _read_ready(path)
+        passages, skipped = _read_ready(path, sample)
     else:
-        documents, boilerplate = without_boilerplate(_read_folder(path, (seconds, memory), parsed, apply))
+        documents, boilerplate = without_boilerplate(_read_folder(path, (seconds, memory), parsed, apply, sample))
         skipped = {document.name: document.skipped for document in documents if document.skipped}
         documents.reverse()  # each is freed when it has been cut
         bar = progress((documents.pop() for _ in range(len(documents))), total=len(documents), desc="passages", unit=" documents")

@@ -22,6 +22,7 @@ class Settings(StageSettings):
 
     run_dir: str
     documents: str
+    max_documents: int
     file_timeout: float
     file_memory: float
     passage_tokens: int

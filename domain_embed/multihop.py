@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MULTI_HOP', 'COMMON', 'FEW', 'NEIGHBOURS', 'TOO_NEAR', 'CLOSE_BY', 'identifiers', 'rare_identifiers', 'coverage',
-           'draw', 'RelatedPassages', 'partners', 'draw_together', 'steering_names']
+           'RelatedPassages', 'partners', 'draw_together', 'steering_names']
 
 # %% ../nbs/16_multihop.ipynb #67666cff
 import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 
 import numpy as np
 
 from .beir import Passage, Question
+from .samples import draw
 from .search import search
 
 MULTI_HOP = "multi_hop"  # the question type that needs several passages
@@ -57,11 +57,6 @@ def coverage(
             if name in counts:
                 counts[name] += 1
     return counts
-
-# %% ../nbs/16_multihop.ipynb #9c10f40f
-def draw(*of: object) -> float:  # in [0, 1)
-    "Return a pseudo-random number that depends only on the arguments."
-    return int.from_bytes(sha256("\0".join(map(str, of)).encode()).digest()[:7]) / 2**56
 
 # %% ../nbs/16_multihop.ipynb #4b0914d2
 NEIGHBOURS = 8  # nearest passages that are considered

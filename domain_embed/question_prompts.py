@@ -14,9 +14,10 @@ from typing import Any
 from .beir import Passage
 from .completion import Job
 from .json_replies import reply_problem
-from .multihop import MULTI_HOP, draw
+from .multihop import MULTI_HOP
 from .prompts import Prompts, PromptStyle, chat, fill, load_prompts, mark_of, response_format, schema_object
 from .runs import asset
+from .samples import draw
 
 # %% ../nbs/132_question_prompts.ipynb #a99b0001
 @dataclass(frozen=True)

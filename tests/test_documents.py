@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from pptx import Presentation
 from test_generate import word_file
 
-from domain_embed.beir import read_passages
+from domain_embed.beir import Passage, read_passages, write_passages
 from domain_embed.chunking import cut_passages, token_counter
 from domain_embed.documents import read_corpus
 from domain_embed.formats import Block, html_blocks, markdown_blocks
@@ -29,6 +29,7 @@ from domain_embed.office import csv_records
 from domain_embed.reading import Document, find_files
 from domain_embed.reading_pool import read_files
 from domain_embed.records import record_blocks
+from domain_embed.samples import Sample
 
 WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)
 BLOCKS = st.lists(
@@ -239,3 +240,21 @@ def test_versions_of_a_manual_are_kept_and_boilerplate_is_reported(tmp_path):
     assert sum("All rights reserved" in p.text for p in corpus.passages) == 1
     assert corpus.boilerplate == [{"text": "All rights reserved by Pumps Ltd.", "documents": 10, "removed": 9, "kept_in": "note-0.md"}]
     assert {row["document"] for row in corpus.documents if row["passages"]} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_sample_grows_with_the_archive(tmp_path):
+    for n in range(30):
+        (tmp_path / f"note-{n}.md").write_text(f"# Note {n}\n\nPump {n} was repaired by team {n} in room {n}.\n")
+    (tmp_path / "tickets.jsonl").write_text("".join(f'{{"id": "T-{n}", "body": "The pump {n} stops after {n} minutes."}}\n' for n in range(30)))
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    before = {row["document"] for row in read_corpus(tmp_path, tokenizer(), 120, sample=Sample(10, seed=1)).documents}
+    assert len(before) == 10 and before != {row["document"] for row in read_corpus(tmp_path, tokenizer(), 120, sample=Sample(10, seed=2)).documents}
+    (tmp_path / "new.md").write_text("# New\n\nA new pump was bought.\n")
+    after = {row["document"] for row in read_corpus(tmp_path, tokenizer(), 120, sample=Sample(10, seed=1)).documents}
+    assert len(before - after) <= 1 and after - before <= {"new.md"}
+
+
+def test_a_sample_of_a_ready_corpus(tmp_path):
+    write_passages(tmp_path / "corpus.jsonl", [Passage(f"p{n}", f"p{n}", "", f"Pump {n} is in room {n}.") for n in range(50)])
+    corpus = read_corpus(tmp_path, tokenizer(), 120, sample=Sample(7, seed=1))
+    assert len(corpus.passages) == 7 and [p.id for p in corpus.passages] == sorted((p.id for p in corpus.passages), key=lambda name: int(name[1:]))
