@@ -52,4 +52,4 @@ def write_jsonl(
     values: Iterable[dict],  # objects
 ) -> Path:  # `path`
     "Write objects as JSON lines, atomically."
-    return write_atomic(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+    return write_atomic(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))

@@ -83,17 +83,20 @@ def count_records(
 # %% ../nbs/00_runs.ipynb #d007856f
 def write_atomic(
     path: str | Path,  # file to write; its folder is made
-    text: str,  # content
+    text: str | Iterable[str],  # content, or its pieces one after the other
 ) -> Path:  # `path`
     "Write a text file completely or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/00_runs.ipynb #8e35d313
