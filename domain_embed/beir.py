@@ -91,10 +91,10 @@ def stream_passages(
 # %% ../nbs/01_beir.ipynb #22e4cb3f
 def read_passages(
     path: str | Path,  # corpus.jsonl
-    ids: Container[str] | None = None,  # of the passages that are kept; None: all
+    documents: Container[str] | None = None,  # whose passages are kept; None: all
 ) -> list[Passage]:
     "Read a BEIR corpus. Raises `InputError` if two passages have the same id."
-    passages = [passage for passage in stream_passages(path) if ids is None or passage.id in ids]
+    passages = [passage for passage in stream_passages(path) if documents is None or passage.document in documents]
     duplicates = len(passages) - len({p.id for p in passages})
     if duplicates:
         raise InputError(f"{path}: {duplicates} passages share an _id with another: every _id must be unique")

@@ -73,12 +73,12 @@ def is_unchanged(
     file: str,
     stamp: Stamp,
 ) -> bool:
-    "Return whether a file was read to its end with this stamp, and mark its units as seen."
-    marked = catalog.execute("update files set run = ? where file = ? and size = ? and changed = ?", (run, file, *stamp)).rowcount
-    if marked:
-        for table in ("units", "skipped"):
-            catalog.execute(f"update {table} set run = ? where file = ?", (run, file))
-    return marked > 0
+    "Return whether a file was read to its end with this stamp, and mark what that run found in it as seen."
+    read = catalog.execute("select run from files where file = ? and size = ? and changed = ?", (file, *stamp)).fetchone()
+    if read:
+        for table in ("files", "units", "skipped"):  # older units are what the file held before, if that run was killed
+            catalog.execute(f"update {table} set run = ? where file = ? and run >= ?", (run, file, *read))
+    return read is not None
 
 # %% ../nbs/82_catalog.ipynb #73e640f8
 def forget_unseen(

@@ -149,11 +149,9 @@ def _stored(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
 SHARD = 1_024  # texts of one file
 
 
-def _missing(
-    folder: Path, keys: Sequence[bytes], texts: Sequence[str]
-) -> dict[bytes, str]:  # hash → text, longest first
-    "Select the texts that are in no file of a folder; shards of an unfinished run do not count."
-    known = {key for path, stored in _stored(folder) if not path.name.startswith("shard-") for key in stored}
+def _missing(folder: Path, keys: Sequence[bytes], texts: Sequence[str]) -> dict[bytes, str]:  # hash → text, longest first
+    "Select the texts that are in no file of a folder."
+    known = {key for _, stored in _stored(folder) for key in stored}
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     return dict(sorted(missing.items(), key=lambda entry: -len(entry[1])))
 
@@ -163,18 +161,15 @@ def _compute_shards(
     missing: dict[bytes, str],  # from `_missing`
     compute: Callable[[list[str], str], np.ndarray],  # as `cached_vectors`
     desc: str,
-) -> list[Path]:  # the files of the shards
+) -> None:
     "Compute and write the shards of missing texts that do not exist yet."
-    paths = []
     order = list(missing)
     for start in range(0, len(order), SHARD):
         keys = order[start : start + SHARD]
         path = folder / f"shard-{_list_key(keys)}.npy"
-        paths.append(path)
         if not path.exists():
             label = f"{desc}, {start:,} of {len(order):,}" if len(order) > SHARD else desc
             _store(path, keys, compute([missing[key] for key in keys], label))
-    return paths
 
 # %% ../nbs/02_encode.ipynb #5cda50d2
 def _copy_vectors(
@@ -208,6 +203,15 @@ def _collect(folder: Path, path: Path, keys: Sequence[bytes]) -> None:
         np.save(file, np.frombuffer(b"".join(keys), dtype=np.uint8))
     part.replace(path)
 
+# %% ../nbs/02_encode.ipynb #123b244d
+def _remove_shards(folder: Path, keys: Sequence[bytes]) -> None:
+    "Remove the shards, also those of interrupted runs, whose texts have been collected."
+    collected = set(keys)
+    for path, stored in _stored(folder):
+        if path.name.startswith("shard-") and not collected.isdisjoint(stored):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".keys").unlink(missing_ok=True)
+
 # %% ../nbs/02_encode.ipynb #03b2730d
 def cached_vectors(
     folder: Path,  # one for each model, prompt and maximum length; made if missing
@@ -222,11 +226,9 @@ def cached_vectors(
         mark_used(path)
         return np.load(path, mmap_mode="r")
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _compute_shards(folder, _missing(folder, keys, texts), compute, desc)
+    _compute_shards(folder, _missing(folder, keys, texts), compute, desc)
     _collect(folder, path, keys)
-    for shard in shards:
-        shard.unlink(missing_ok=True)
-        shard.with_suffix(".keys").unlink(missing_ok=True)
+    _remove_shards(folder, keys)
     return np.load(path, mmap_mode="r")
 
 # %% ../nbs/02_encode.ipynb #d6737dfd

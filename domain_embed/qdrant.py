@@ -58,6 +58,8 @@ def create_collection(
     if not client.collection_exists(name):
         dense = {"dense": models.VectorParams(size=dimensions, distance=models.Distance.DOT)}
         client.create_collection(name, vectors_config=dense, sparse_vectors_config={"words": models.SparseVectorParams()})
+        for field in ("shard", "index"):
+            client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
         return
     known = client.get_collection(name).config.params.vectors
     found = known["dense"].size if isinstance(known, dict) and "dense" in known else "other"

@@ -9,11 +9,13 @@ __all__ = ['READERS', 'RECORD_READERS', 'SUFFIXES', 'MAX_TEXT_MB', 'MAX_FILE_MB'
 
 # %% ../nbs/19_reading.ipynb #a68cd2e7
 import io
+import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 from .formats import Block, html_blocks, markdown_blocks, rst_blocks, text_blocks, word_blocks
@@ -52,14 +54,21 @@ SUFFIXES = (*READERS, *RECORD_READERS)
 def find_files(
     path: str | Path,  # a folder, or one file
 ) -> list[Path]:  # sorted
-    "Find all files below a folder, of any type, without hidden files and folders."
+    "Find all files below a folder, of any type, without hidden files and folders. Raises `InputError` if a folder cannot be listed."
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist: give a folder of documents, or a BEIR corpus.jsonl")
     if path.is_file():
         return [path]
-    below = [(p, p.relative_to(path).parts) for p in path.rglob("*") if not p.is_dir()]
-    return sorted(p for p, parts in below if not any(part.startswith(".") for part in parts))
+
+    def refuse(error: OSError) -> NoReturn:  # or what is below would count as deleted
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}): make it readable, or move it out of {path}") from None
+
+    files = []
+    for folder, folders, names in os.walk(path, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 # %% ../nbs/19_reading.ipynb #7bc744c4
 def document_name(

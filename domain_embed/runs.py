@@ -60,7 +60,7 @@ def sha256(
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         lines = (f"{p.relative_to(path).as_posix()}\0{sha256(p)}\n" for p in files)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 # %% ../nbs/112_samples.ipynb #b89b58da
 def draw(*of: object) -> float:  # in [0, 1)
     "Return a pseudo-random number that depends only on the arguments."
-    return int.from_bytes(sha256("\0".join(map(str, of)).encode()).digest()[:7]) / 2**56
+    return int.from_bytes(sha256("\0".join(map(str, of)).encode("utf-8", "surrogatepass")).digest()[:7]) / 2**56
 
 # %% ../nbs/112_samples.ipynb #6f6de388
 @dataclass(frozen=True)

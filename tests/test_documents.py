@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import re
 import zipfile
@@ -29,6 +30,7 @@ from domain_embed.office import csv_records
 from domain_embed.reading import Document, find_files
 from domain_embed.reading_pool import read_files
 from domain_embed.records import record_blocks
+from domain_embed.runs import sha256
 from domain_embed.samples import Sample
 
 WORDS = st.text("abcdefg ÄßéжЖ水泵ポ.!?", min_size=1, max_size=30).map(lambda text: " ".join(text.split())).filter(bool)
@@ -247,6 +249,8 @@ def test_a_sample_grows_with_the_archive(tmp_path):
         (tmp_path / f"note-{n}.md").write_text(f"# Note {n}\n\nPump {n} was repaired by team {n} in room {n}.\n")
     (tmp_path / "tickets.jsonl").write_text("".join(f'{{"id": "T-{n}", "body": "The pump {n} stops after {n} minutes."}}\n' for n in range(30)))
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.md")).write_text("# Coffee\n\nThe machine is on floor 2.\n")  # not UTF-8
+    assert len(sha256(tmp_path)) == 64
     before = {row["document"] for row in read_corpus(tmp_path, tokenizer(), 120, sample=Sample(10, seed=1)).documents}
     assert len(before) == 10 and before != {row["document"] for row in read_corpus(tmp_path, tokenizer(), 120, sample=Sample(10, seed=2)).documents}
     (tmp_path / "new.md").write_text("# New\n\nA new pump was bought.\n")
@@ -254,7 +258,10 @@ def test_a_sample_grows_with_the_archive(tmp_path):
     assert len(before - after) <= 1 and after - before <= {"new.md"}
 
 
-def test_a_sample_of_a_ready_corpus(tmp_path):
-    write_passages(tmp_path / "corpus.jsonl", [Passage(f"p{n}", f"p{n}", "", f"Pump {n} is in room {n}.") for n in range(50)])
+def test_a_sample_of_a_ready_corpus_has_whole_documents(tmp_path):
+    passages = [Passage(f"p{n}", f"d{n // 3}", "", f"Pump {n} is in room {n}.", group=f"p{n % 3}") for n in range(60)]
+    write_passages(tmp_path / "corpus.jsonl", passages)
     corpus = read_corpus(tmp_path, tokenizer(), 120, sample=Sample(7, seed=1))
-    assert len(corpus.passages) == 7 and [p.id for p in corpus.passages] == sorted((p.id for p in corpus.passages), key=lambda name: int(name[1:]))
+    found = [p.id for p in corpus.passages]
+    assert len(found) == 21 and Counter(p.document for p in corpus.passages).most_common()[-1][1] == 3
+    assert found == [p.id for p in passages if p.id in found] and all(p.group in found for p in corpus.passages)

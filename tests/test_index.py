@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pgvector import Vector
 
 from domain_embed import document_units, index, index_request
 from domain_embed.beir import Passage
+from domain_embed.catalog import add_units, forget_unseen, is_unchanged, live_units, open_catalog
 from domain_embed.document_units import Unit
 from domain_embed.index import run_index
 from domain_embed.index import update_shards as index_update
@@ -173,6 +175,21 @@ def update(exported, documents, to, log, moment=lambda: None):
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
+
+
+def test_what_a_killed_run_no_longer_found_is_removed_by_the_next(tmp_path):
+    def rows(numbers, stamp):
+        units = [Unit(f"parts.csv#{n}", "parts.csv", (Passage(f"parts.csv#{n}", "parts.csv", "", f"Part {n}, version {stamp}."),)) for n in numbers]
+        return [*units[:-1], replace(units[-1], stamp=(stamp, stamp))]
+
+    catalog, run = open_catalog(tmp_path / "catalog.sqlite")
+    add_units(catalog, run, 0, rows((1, 2, 3), stamp=1))
+    forget_unseen(catalog, run)
+    catalog, run = open_catalog(tmp_path / "catalog.sqlite")
+    add_units(catalog, run, 1, rows((1, 2), stamp=2))  # the third is deleted, and the run is killed here
+    catalog, run = open_catalog(tmp_path / "catalog.sqlite")
+    assert is_unchanged(catalog, run, "parts.csv", (2, 2)) and forget_unseen(catalog, run) == 1
+    assert [live_units(catalog, shard) for shard in (0, 1)] == [set(), {"parts.csv#1", "parts.csv#2"}]
 
 
 @pytest.mark.slow
