@@ -47,7 +47,7 @@ EXAMPLES = """examples:
   domain-embed index runs/handbook --documents archive/ --to postgresql://me@localhost/search
 
 The same command continues a run that was interrupted. Stages that have not changed are skipped. All parameters: domain-embed params.
-Exit status: 0 done, 1 a fault of domain_embed, 2 an input or setting to correct, 3 a verdict other than the required one, 4 a fault of the machine (disk, network, memory), 130 interrupted."""
+Exit status: 0 done, 1 a fault of domain_embed, 2 an input or setting to correct, 3 a verdict other than the required one, 4 a fault of the machine (disk, memory, a database), 130 interrupted."""
 
 # %% ../nbs/72_command_line.ipynb #1bc081c4
 def parameter_rows(

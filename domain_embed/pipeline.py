@@ -19,9 +19,9 @@ from typing import Any
 
 from .command_line import TOOLS, parse_arguments, parser, stages_of
 from .commands import run_tool
-from .execution import OUTPUT, plan_stages, print_line, run_stage
+from .execution import OUTPUT, MachineError, plan_stages, print_line, run_stage
 from .manifests import find_manifest, read_manifest
-from .report import write_report
+from .report import BASE, export_base, served_model, write_report
 from .run_settings import assignments_of, check_settings, settings_for
 from .runs import STAGES, InputError, lock, write_run
 from .verdict import SHIP, deciding_verdict, verdict_sentence
@@ -102,15 +102,23 @@ def check_inputs(
     if stage != "prepare" or not values["pairs"]:
         read_manifest(run_dir, READS[stage])
 
+# %% ../nbs/70_pipeline.ipynb #658e9ed9
+def _estimate_command(options: argparse.Namespace) -> str:
+    "Return the command that estimates the cost of stage 1 with the same options."
+    profile = ["--profile", options.profile] if options.profile else []
+    documents = ["--documents", options.documents] if getattr(options, "documents", None) else []
+    assignments = [word for text in options.set for word in ("--set", text)]
+    return shlex.join(["domain-embed", "generate", options.run_dir, *profile, *documents, *assignments, "--estimate=offline"])
+
 # %% ../nbs/70_pipeline.ipynb #d4c39e8e
-def _print_plan(run_dir: Path, stages: Sequence[str], settings: dict[str, dict[str, Any]]) -> None:
-    "Print which stages would run."
+def _print_plan(run_dir: Path, stages: Sequence[str], settings: dict[str, dict[str, Any]], estimate: str) -> None:
+    "Print which stages would run, and the command that estimates the cost of the LLM."
     for stage, reason, seconds in plan_stages(run_dir, stages, settings):
         time = "" if seconds is None else f"; it took {seconds:.0f} s the last time"
         text = f"would run: {reason}{time}" if reason else "nothing has changed, would be skipped"
         print_line(f"{stage:9} {text}", "plan", stage=stage, reason=reason, seconds_last_time=seconds)
     if "generate" in stages:
-        print_line(f"cost of the LLM: domain-embed generate --estimate {run_dir}, or --estimate=offline")
+        print_line(f"cost of the LLM, without a request: {estimate}", "estimate_command", command=estimate)
 
 # %% ../nbs/70_pipeline.ipynb #c59940ff
 NEXT = dict(itertools.pairwise(STAGES))  # stage → the one that follows
@@ -118,9 +126,11 @@ NEXT = dict(itertools.pairwise(STAGES))  # stage → the one that follows
 
 def _print_end(run_dir: Path, stage: str, report: Path) -> None:
     "Print the verdict, the report and the next command."
-    evaluated = find_manifest(run_dir, "evaluate")
-    verdict = verdict_sentence(evaluated["metrics"]) if evaluated and STAGES.index(stage) >= STAGES.index("evaluate") else ""
-    following = f"domain-embed {NEXT[stage]} {run_dir}" if stage in NEXT else ""
+    found = {name: manifest for name in STAGES if (manifest := find_manifest(run_dir, name))}
+    verdict = verdict_sentence(found["evaluate"]["metrics"]) if "evaluate" in found and STAGES.index(stage) >= STAGES.index("evaluate") else ""
+    following = shlex.join(["domain-embed", NEXT[stage], str(run_dir)]) if stage in NEXT else ""
+    if stage == "export" and verdict and served_model(found) != BASE and deciding_verdict(found["evaluate"]["metrics"])[1]["verdict"] != SHIP:
+        following += f" (or, as the verdict has it: {export_base(run_dir)})"
     lines = ["", *([verdict] if verdict else []), f"report: {report.resolve()}", *([f"next: {following}"] if following else [])]
     print_line("\n".join(lines), "finished", verdict=verdict, report=str(report.resolve()), next=following)
 
@@ -138,12 +148,13 @@ def run_command(
     if getattr(options, "ray", ""):
         os.environ["DOMAIN_EMBED_RAY"] = options.ray  # for the kernel of stage 1
     if getattr(options, "estimate", False) or getattr(options, "estimate_offline", False):
+        check_inputs(run_dir, "generate", settings["generate"])
         _print_estimate(run_dir, settings["generate"], options.estimate_offline)
         return
     stages = stages_of(options.command)
     stages = stages[1:] if options.command == "run" and settings["prepare"]["pairs"] else stages
     if options.dry_run:
-        _print_plan(run_dir, stages, settings)
+        _print_plan(run_dir, stages, settings, _estimate_command(options))
         if options.command == "deploy":
             _serve(run_dir, settings["deploy"], options)
         return
@@ -163,21 +174,22 @@ def main(
     arguments: list[str] | None = None,  # None: those of the process
 ) -> int:  # exit status
     "Run the command `domain-embed`."
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(command=None)
     try:
+        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         if options.command is None:
             parser().print_help()
             return 0
         return run_tool(options) if options.command in TOOLS else run_command(options) or 0
     except BrokenPipeError:  # the reader of the output has gone: nothing is left to say, but a stage has not ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if options.command in ("params", "search", "doctor", "compare") else 4
+        return 0 if options.command in (None, "params", "search", "doctor", "compare") or getattr(options, "dry_run", False) else 4
     except InputError as error:
         message, status = f"domain-embed: {error}", 2
     except NotShippedError as error:
         message, status = f"domain-embed: {error}", 3
-    except (OSError, MemoryError, sqlite3.Error) as error:
-        message, status = f"domain-embed: this machine failed: {error or 'out of memory'}", 4
+    except (OSError, MemoryError, sqlite3.Error, MachineError) as error:
+        message, status = f"domain-embed: this machine failed: {str(error) or 'out of memory'}", 4
     except RuntimeError as error:
         message, status = f"domain-embed: {error}", 1
     except KeyboardInterrupt:

@@ -69,9 +69,10 @@ def read_parsed(
 
 # %% ../nbs/191_reading_pool.ipynb #5260794e
 def _limit_memory(gib: float) -> None:
-    "Limit this process's address space; allocations beyond it fail."
+    "Limit this process's address space; allocations beyond it fail. macOS has no such limit."
     size = int(gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 # %% ../nbs/191_reading_pool.ipynb #9d3dc639
 def _attempt(path: Path, name: str, parsed: Path | None = None) -> list[Document]:

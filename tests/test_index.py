@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import COMMAND, ROOT, assert_ok, assert_refused, domain_embed
+from papermill.exceptions import PapermillExecutionError
 from pgvector import Vector
 
 from domain_embed import document_units, index, index_request
 from domain_embed.beir import Passage
 from domain_embed.catalog import add_units, forget_unseen, is_unchanged, live_units, open_catalog
+from domain_embed.command_line import parse_arguments
 from domain_embed.document_units import Unit
 from domain_embed.index import run_index
 from domain_embed.index import update_shards as index_update
@@ -27,6 +30,7 @@ from domain_embed.inference import encode_texts, load_exported
 from domain_embed.manifests import open_stage
 from domain_embed.models import load_model
 from domain_embed.onnx_export import export_onnx
+from domain_embed.pipeline import main
 from domain_embed.postgres import connect, search_postgres, sync_postgres
 from domain_embed.qdrant import open_qdrant, search_dense
 from domain_embed.reading_pool import read_files
@@ -145,12 +149,23 @@ def test_events_are_json_and_exit_statuses_differ(tmp_path):
     done = domain_embed("finetune", "--json", tmp_path / "run")
     event = json.loads(done.stdout)
     assert done.returncode == 2 and event["schema"] == 1 and event["event"] == "error" and not (tmp_path / "run").exists()
-    plan = [json.loads(line) for line in assert_ok(domain_embed("run", "--json", "--dry-run", "--documents", tmp_path, tmp_path / "run")).splitlines()]
+    *plan, cost = [json.loads(line) for line in assert_ok(domain_embed("run", "--json", "--dry-run", "--documents", tmp_path, tmp_path / "run")).splitlines()]
     assert [event["stage"] for event in plan] == ["generate", "prepare", "finetune", "evaluate", "export"]
+    assert parse_arguments(shlex.split(cost["command"])[1:]).documents == str(tmp_path)
     assert "domain-embed" in assert_ok(domain_embed("--print-completion", "bash"))
     head = subprocess.Popen([COMMAND, "params"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     head.stdout.close()  # as `| head -1` does
     assert head.wait() == 0 and not head.stderr.read()
+
+
+@pytest.mark.parametrize(("name", "status"), [("OSError", 4), ("OutOfMemoryError", 4), ("MemoryError", 4), ("InputError", 2), ("ValueError", 1)])
+def test_a_fault_in_a_stage_has_its_exit_status(tmp_path, monkeypatch, name, status):
+    def fail(*_: object) -> None:
+        raise PapermillExecutionError(0, 1, "", name, "no space left", [])
+
+    monkeypatch.setattr("domain_embed.execution._papermill", fail)
+    (tmp_path / "manual.md").write_text("# Pump\n\nIt moves water.\n")
+    assert main(["generate", "--documents", str(tmp_path / "manual.md"), str(tmp_path / "run")]) == status
 
 
 def index_process(exported, documents, to, log, ray=""):
