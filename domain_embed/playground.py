@@ -6,6 +6,7 @@
 __all__ = ['Marks', 'Mark', 'playground_app', 'serve_playground']
 
 # %% ../nbs/89_playground.ipynb #9c30392e
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def playground_app(
     known = {p.id for p in searched.passages}
 
     def summary() -> dict[str, Any]:
-        command = f"domain-embed evaluate {run_dir} --set evaluate.test_set={marks.folder}"
+        command = shlex.join(["domain-embed", "evaluate", str(run_dir), "--set", f"evaluate.test_set={marks.folder}"])
         counts = [len(ids) for ids in marks.right.values() if ids]
         return {"queries": len(counts), "right": sum(counts), "command": command}
 

@@ -7,6 +7,7 @@ __all__ = ['hit_html', 'SearchWidget']
 
 # %% ../nbs/891_search_widget.ipynb #65ae7d96
 import html
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,6 @@ class SearchWidget:
         if self.marks is None:
             return
         self.marks.set(query, passage, right)
-        folder = html.escape(str(self.marks.folder))
+        command = shlex.join(["domain-embed", "evaluate", str(self.run_dir.resolve()), "--set", f"evaluate.test_set={self.marks.folder.resolve()}"])
         queries = sum(map(bool, self.marks.right.values()))
-        self.status.value = f"{queries} {'query' if queries == 1 else 'queries'} with marks: <code>domain-embed evaluate {html.escape(str(self.run_dir))} --set evaluate.test_set={folder}</code>"
+        self.status.value = f"{queries} {'query' if queries == 1 else 'queries'} with marks: <code>{html.escape(command)}</code>"

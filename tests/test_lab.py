@@ -18,7 +18,7 @@ from domain_embed.server_process import free_port
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
-STAGES = ("10_generate", "20_prepare", "30_finetune", "40_evaluate", "50_export", "60_deploy")
+NOTEBOOKS = ("10_generate", "20_prepare", "30_finetune", "40_evaluate", "50_export", "60_deploy", "000_tour")
 SECONDS = 600  # for a notebook; undisturbed each takes less than 180
 
 
@@ -78,8 +78,8 @@ def run_all(page, path):
     raise AssertionError(f"{path.name} did not end within {SECONDS} s")
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_notebook_runs_in_jupyterlab(lab, page, name):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_in_jupyterlab(lab, page, name):
     address, folder, theme = lab
     start = time.monotonic()
     open_notebook(page, address, name)
