@@ -50,6 +50,7 @@ walkthrough: .venv/installed
 docs: .venv/installed
 	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
 	cp nbs/_smalldocs.yml nbs/site.css _proc/
+	cp CHANGELOG.md _proc/changelog.md
 	cp -r nbs/images _proc/
 	! $(BIN)/smalldocs render --quiet _proc 2>&1 | grep -v 'output-file is not read'
 	rm -rf _docs && mv _proc/_site _docs

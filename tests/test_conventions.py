@@ -4,6 +4,7 @@ import ast
 import configparser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from conftest import ROOT
 from house import figures
 
 from domain_embed import manifests
+from domain_embed.command_line import parse_arguments
 from domain_embed.parameters import read_parameters, stage_parameters
-from domain_embed.profiles import find_profile, load_profile
+from domain_embed.profiles import find_profile, load_profile, override
 from domain_embed.runs import STAGES, asset
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))  # index.ipynb too
@@ -212,6 +214,32 @@ def test_links_between_notebooks_lead_somewhere():
     assert links and not {(where, link) for where, link in links if link not in names}
     listed = set(re.findall(r"\w+\.ipynb", (ROOT / "nbs/_smalldocs.yml").read_text()))
     assert listed == names
+
+
+def shown_commands():
+    "The commands of domain-embed in the notebooks' texts and the README: name of the file, command, whether it stands alone on a line of a listing."
+    texts = {path.name: "\n".join(source(cell) for cell in cells(path) if cell["cell_type"] == "markdown") for path in sorted((ROOT / "nbs").glob("*.ipynb"))}
+    for name, text in (texts | {"README.md": (ROOT / "README.md").read_text()}).items():
+        listings = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        yield from ((name, line.strip(), True) for line in listings.splitlines() if line.strip().startswith("domain-embed "))
+        yield from ((name, command, False) for command in re.findall(r"`(domain-embed [^`]+)`", text))
+
+
+def test_every_command_that_is_shown_can_be_typed(capsys):
+    shown, wrong = list(shown_commands()), []
+    for name, command, whole in shown:
+        words = shlex.split(command, comments=True)[1:]
+        for arguments in ([words] if whole else [words, [*words, "RUN"], [*words, "local", "RUN"]]):  # a sentence may leave the run folder out
+            try:
+                options = parse_arguments(arguments)
+                override(load_profile("embedded"), getattr(options, "set", []))
+                break
+            except SystemExit as end:
+                if not end.code:
+                    break
+        else:
+            wrong.append((name, command, capsys.readouterr().err[-200:]))
+    assert not wrong and len(shown) > 80
 
 
 def test_the_container_installs_what_the_service_needs():

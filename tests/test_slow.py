@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import COMMAND, assert_ok, domain_embed, open_page, set_options
+from conftest import COMMAND, ROOT, assert_ok, domain_embed, open_page, set_options
 
 from domain_embed.backends import plan_backend
 from domain_embed.beir import read_beir
@@ -149,6 +149,43 @@ def test_the_report_in_a_browser(tiny_run, tmp_path, width):
         page.pdf(path=tmp_path / f"{width}.pdf")
         browser.close()
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    print(f"screenshots in {tmp_path}")
+
+
+@pytest.fixture(scope="module")
+def site():
+    "The rendered site."
+    subprocess.run(["make", "docs"], cwd=ROOT, check=True, capture_output=True)
+    return ROOT / "_docs"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_the_site_in_a_browser(site, tmp_path, width, scheme):
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
+    said, asked = [], []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        for name in ("index", "000_tour", "20_prepare", "311_loss", "91_scaling", "93_troubleshooting", "changelog", "source/samples"):
+            page.goto(f"file://{site}/{name}.html")
+            page.wait_for_timeout(300)
+            assert name.startswith("source/") or page.evaluate("document.documentElement.scrollWidth") <= width, name
+            assert page.locator("img:not([alt])").count() == 0, name
+            page.screenshot(path=tmp_path / f"{name.replace('/', '-')}-{width}-{scheme}.png")
+        page.goto(f"file://{site}/index.html")
+        if width < 1000:  # the sidebar is folded
+            page.locator(".quarto-btn-toggle, .navbar-toggler, [data-bs-toggle=collapse]").first.click()
+        box = page.locator("input[type=search], .sidebar-search input").first
+        box.click()
+        page.keyboard.type("max_positive_fraction")
+        page.locator(".smalldocs-search-results a").first.wait_for()
+        page.screenshot(path=tmp_path / f"search-{width}-{scheme}.png")
+        browser.close()
+    assert not said and all(url.startswith(("file:", "data:")) for url in asked)
     print(f"screenshots in {tmp_path}")
 
 
