@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from .batching import Batcher, compute
+from .batching import Batcher, compute, seconds_to_wait
 from .embedding_request import ApiError, Decoder, Prepared, answer_body, read_request
 from .inference import ExportedModel, run_graph, tokenize
 from .runs import InputError
@@ -28,7 +28,7 @@ class Limits:
 
     body: int = 16 << 20  # bytes
     bodies: int = 256 << 20  # bytes of all requests that are under way
-    characters: int = 1_000_000  # of a text
+    characters: int = 200_000  # of a text
     queue: int = 8192  # texts that wait
     requests: int = 256  # at the same time
     seconds: float = 60.0  # from the whole body to the answer; the body has as long to arrive
@@ -71,9 +71,9 @@ async def answer_request(service: Service, body: bytes) -> bytes:
     "Return the answer to a request for vectors. Raises `ApiError`."
     loop = asyncio.get_running_loop()
     request, token_ids = await loop.run_in_executor(service.readers, read_texts, service, body)
-    waiting = service.batcher.waiting
-    if waiting and waiting + len(token_ids) > service.limits.queue:
-        raise ApiError(429, f"{waiting:,} texts wait already: try again later")
+    waiting, seconds = service.batcher.waiting, seconds_to_wait(service.batcher, sum(map(len, token_ids)))
+    if waiting and (waiting + len(token_ids) > service.limits.queue or seconds > service.limits.seconds):
+        raise ApiError(429, f"{waiting:,} texts wait already, about {seconds:.0f} s: try again later")
     vectors = await compute(service.batcher, token_ids, request.texts, request.kind)
     tokens = sum(map(len, token_ids))
     service.metrics.tokens.inc(tokens)
@@ -114,6 +114,9 @@ async def _respond(service: Service, request: Request, count: Callable[[int], No
         raise ApiError(408, f"the body did not arrive within {seconds:g} s") from None
     except ClientDisconnect:
         return gone
+    if service.active >= service.limits.requests:  # only now: a slow client must not take the place of others
+        raise ApiError(429, f"{service.active} requests are under way: try again later")
+    service.active += 1
     tasks = [asyncio.ensure_future(answer_request(service, body)), asyncio.ensure_future(_gone(request))]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -123,15 +126,14 @@ async def _respond(service: Service, request: Request, count: Callable[[int], No
             return gone
         raise ApiError(503, f"no answer within {seconds:g} s: send fewer texts, or try again later")
     finally:
+        service.active -= 1
         for task in tasks:
             task.cancel()
 
 # %% ../nbs/614_answering.ipynb #ab34f98b
 async def respond(service: Service, request: Request) -> Response:
-    "Answer a request for vectors; while it is under way, it and the size of its body count against the limits."
+    "Answer a request for vectors; while it is under way, the size of its body counts against the limit."
     limits, size = service.limits, 0
-    if service.active >= limits.requests:
-        raise ApiError(429, f"{service.active} requests are under way: try again later")
 
     def count(part: int) -> None:
         nonlocal size
@@ -139,8 +141,7 @@ async def respond(service: Service, request: Request) -> Response:
         if service.bytes > limits.bodies:
             raise ApiError(429, f"the requests under way have {service.bytes:,} bytes: try again later")
 
-    service.active += 1
     try:
         return await _respond(service, request, count)
     finally:
-        service.active, service.bytes = service.active - 1, service.bytes - size
+        service.bytes -= size

@@ -8,6 +8,7 @@ __all__ = ['BACKENDS', 'IMAGES', 'ARCHITECTURES', 'Plan', 'dense_folder', 'check
 # %% ../nbs/64_backends.ipynb #ed440c0c
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def _other_server(backend: str, run_dir: str | Path, model_name: str, host: str,
     remarks = ["this server does not compute lexical dimensions: it serves the dense part, and stage 4 has its figures as the system 'dense'"] if lexical else []
     gpu = ["--gpus", "all", "--shm-size", "16g"]
     options, inner, arguments = {
-        "nim": ([*gpu, "--env", "NGC_API_KEY", "--env", "NIM_ENGINE_MODEL_PATH=/model"], 8000, []),
+        "nim": ([*gpu, "--env", "NGC_API_KEY", "--env", "NIM_ENGINE_MODEL_PATH=/model", "--env", f"NIM_ENGINE_MODEL_NAME={model_name}"], 8000, []),
         "vllm": ([*gpu], 8000, ["/model", "--runner", "pooling", "--served-model-name", model_name]),
         "tei": ([], 80, ["--model-id", "/model", "--served-model-name", model_name]),
     }[backend]
@@ -83,6 +84,8 @@ def _other_server(backend: str, run_dir: str | Path, model_name: str, host: str,
 # %% ../nbs/64_backends.ipynb #5ebb0ee8
 def _docker(run_dir: str | Path, precision: str, model_name: str, host: str, port: int) -> Plan:
     "Plan our own service in a container."
+    if precision not in ("fp32", "int8"):
+        raise InputError(f"deploy.precision = {precision}: the image computes on the CPU, where fp32 and int8 are the right ones: --set deploy.precision=int8")
     folder, target = artefact(run_dir, "export", "onnx").resolve(), Path(run_dir).resolve() / "docker"
     compose = yaml.safe_load((asset("templates") / "compose.yaml").read_text(encoding="utf-8"))
     service = compose["services"]["embeddings"]
@@ -115,9 +118,12 @@ def plan_backend(
 
 # %% ../nbs/64_backends.ipynb #b627bc5e
 def prepare_plan(plan: Plan) -> None:
-    "Write the files of a plan. Raises `InputError` if its program is not installed."
+    "Write the files of a plan. Raises `InputError` if its program is not installed, or the image's wheel is missing."
     if shutil.which(plan.command[0]) is None:
         raise InputError(f"{plan.command[0]} is not installed: install it, or take --backend local; --dry-run prints the command")
     for path, content in plan.files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(content, encoding="utf-8")
+    for folder in {Path(path).parent for path in plan.files if Path(path).name == "Dockerfile"}:
+        if not any(folder.glob("domain_embed-*.whl")):
+            raise InputError(f"{folder} holds no wheel of domain_embed, from which the image is built: python -m build --wheel --outdir {shlex.quote(str(folder))} in a checkout")

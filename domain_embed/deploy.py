@@ -9,7 +9,7 @@ __all__ = ['Settings', 'run_deploy']
 from dataclasses import dataclass
 
 from .endpoint import Endpoint
-from .endpoint_check import check_change, deciding_set, endpoint_vectors, evaluated_vectors
+from .endpoint_check import check_endpoint, deciding_set, endpoint_vectors, evaluated_vectors, without_blank
 from .manifests import artefact, open_stage, read_manifest
 from .parameters import StageSettings, check_parameters
 from .parity import parity, sample_set
@@ -39,15 +39,15 @@ def run_deploy(settings: Settings) -> dict:  # the stage's manifest
             return stage.manifest
         for name, artefact_name in (("evaluate", "manifest.json"), ("export", "onnx"), ("finetune", "model")):
             stage.read(artefact(run_dir, name, artefact_name))
-        set_name, whole = deciding_set(stage)
-        test = sample_set(whole, settings.check_passages, settings.seed)
+        set_name, whole = deciding_set(run_dir, stage.read)
+        test = without_blank(sample_set(whole, settings.check_passages, settings.seed))
         evaluated = read_manifest(run_dir, "evaluate")["parameters"]
         reference = evaluated_vectors(run_dir, evaluated, test)
         command = serve_command(run_dir, settings.precision, settings.model_name, "127.0.0.1", free_port())
         with served(command, settings.startup_timeout) as url:
             answers = endpoint_vectors(Endpoint(url, settings.model_name), test)
         result = parity(test, reference, answers)
-        check_change(result["ndcg@10_change"], settings.max_ndcg_change)
+        check_endpoint(result, settings.precision, settings.max_ndcg_change)
         stage.metrics |= {"set": set_name, "queries": len(test.queries), "passages": len(test.passages)} | result
         write_json(stage.folder / "check.json", stage.metrics)
     return stage.manifest

@@ -63,7 +63,11 @@ def _validation_message(error: ValidationError) -> tuple[str, str]:  # message, 
 def read_body(body: bytes) -> EmbeddingRequest:
     "Parse a request's body. Raises `ApiError` if it is not a request."
     try:
-        return EmbeddingRequest.model_validate(orjson.loads(body))
+        content = orjson.loads(body)
+        given = content.get("input") if isinstance(content, dict) else None
+        if isinstance(given, list) and len(given) > MAX_TEXTS and not isinstance(given[0], int):  # before each is validated
+            raise ApiError(400, f"input holds {len(given):,} texts: send at most {MAX_TEXTS:,} in a request", "input")
+        return EmbeddingRequest.model_validate(content)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}") from None
     except ValidationError as error:
@@ -112,8 +116,6 @@ def _texts(request: EmbeddingRequest, max_characters: int, decode: Decoder | Non
     "Return a request's texts. Raises `ApiError` for token ids, empty texts, and too many or too long ones."
     given = request.input
     items = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    if len(items) > MAX_TEXTS:
-        raise ApiError(400, f"input holds {len(items):,} texts: send at most {MAX_TEXTS:,} in a request", "input")
     texts, characters = [], 0
     for number, item in enumerate(items):
         text = _decoded(item, decode)

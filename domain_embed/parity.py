@@ -6,7 +6,7 @@
 __all__ = ['PROBES', 'sample_set', 'ndcg10', 'reference_vectors', 'embed_set', 'with_probes', 'parity']
 
 # %% ../nbs/062_parity.ipynb #16458f4a
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -93,17 +93,24 @@ def _changes(
     figures = {"ndcg@10": tables[1].mean(), "ndcg@10_change": changes.mean(), "change_low": changes.mean() - margin, "change_high": changes.mean() + margin}
     return {name: float(value) for name, value in (figures | {"top10_changed": moved}).items()}
 
+# %% ../nbs/062_parity.ipynb #a7c27f20
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    "Return the cosine of each row of two arrays."
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return (first * second).sum(axis=1) / np.maximum(lengths, 1e-12)
+
 # %% ../nbs/062_parity.ipynb #02c62549
 def parity(
     test: RetrievalSet,
     reference: tuple[np.ndarray, np.ndarray],  # PyTorch's vectors of queries, of passages
     exported: tuple[np.ndarray, np.ndarray],  # the exported model's
+    sizes: Sequence[int] = (),  # dimensions to which a vector may be shortened: the lowest cosine of all sizes counts
 ) -> dict[str, Any]:  # cosine_mean, cosine_min, length_error, worst, ndcg@10, ndcg@10_change and its 95% interval, top10_changed (fraction of the first ten passages)
     "Compare the vectors and the rankings of an exported model with its original."
     texts = [*test.queries.values(), *(p.content for p in test.passages)]
     first, second = np.concatenate(reference), np.concatenate(exported)
     lengths = np.linalg.norm(second, axis=1)
-    cosines = (first * second).sum(axis=1) / np.maximum(lengths * np.linalg.norm(first, axis=1), 1e-12)
+    cosines = np.min([_cosines(first[:, :size], second[:, :size]) for size in (first.shape[1], *sizes)], axis=0)
     worst = {texts[number][:60]: round(float(cosines[number]), 6) for number in np.argsort(cosines)[:3]}
     figures = {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "length_error": float(np.abs(lengths - 1).max())}
     return figures | _changes(test, reference, exported) | {"worst": worst}

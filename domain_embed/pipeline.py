@@ -61,8 +61,9 @@ def _print_estimate(run_dir: Path, values: dict[str, Any], offline: bool) -> Non
 
 # %% ../nbs/70_pipeline.ipynb #8afdd3b4
 def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -> None:
-    "Become the server, until interrupted."
-    from domain_embed.backends import plan_backend, prepare_plan  # imports PyTorch
+    "Become our own server, or run another one, until interrupted."
+    from domain_embed.backend_process import run_backend  # imports PyTorch
+    from domain_embed.backends import plan_backend, prepare_plan
     from domain_embed.server_process import become_server, free_port, serve_command
 
     host, port, name = options.host, options.port, values["model_name"]
@@ -83,7 +84,10 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
         prepare_plan(plan)
     free_port(host, port)
     print_line(f"serving http://{host}:{port}/v1/embeddings as {name!r}; Ctrl-C stops")
-    become_server(command)
+    if options.backend == "local":
+        become_server(command)
+    elif status := run_backend(command, options.backend, run_dir, f"http://{host}:{port}/v1", values):
+        raise RuntimeError(f"{options.backend} ended with status {status}")
 
 # %% ../nbs/70_pipeline.ipynb #c6ed67ea
 READS = {"prepare": "generate", "finetune": "prepare", "evaluate": "finetune", "export": "finetune", "deploy": "export"}
@@ -158,6 +162,10 @@ def run_command(
         if options.command == "deploy":
             _serve(run_dir, settings["deploy"], options)
         return
+    if options.command == "deploy" and options.backend == "local" and not options.check:
+        from domain_embed.service import api_keys
+
+        api_keys(options.host)  # raises
     for stage in stages:
         check_inputs(run_dir, stage, settings[stage])
         run_stage(run_dir, stage, settings[stage])

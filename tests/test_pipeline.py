@@ -8,11 +8,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import COMMAND, ROOT, assert_ok, domain_embed, set_options
 
+from domain_embed import backend_process
+from domain_embed.backend_process import backend_running, check_backend
 from domain_embed.manifests import read_manifest
-from domain_embed.runs import STAGES, sha256, stage_folder
+from domain_embed.profiles import load_profile
+from domain_embed.runs import STAGES, InputError, sha256, stage_folder
+from domain_embed.server_process import free_port, serve_command
 from domain_embed.verdict import BASE_KEPT, verdict_sentence
 
 
@@ -94,6 +99,23 @@ def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
     assert "/v1/embeddings gives nDCG@10" in printed
     check = json.loads((run_dir / "6_deploy/check.json").read_text())
     assert abs(check["ndcg@10_change"]) <= 0.01 and check["cosine_min"] > 0.999
+
+
+def test_a_server_in_the_place_of_a_container_is_compared(tiny_run, monkeypatch):
+    run_dir, port = tiny_run[0], free_port()
+    values = load_profile("embedded")["deploy"]
+    url = f"http://127.0.0.1:{port}/v1"
+    with backend_running(serve_command(run_dir, "fp32", values["model_name"], "127.0.0.1", port), f"{url}/health/ready", 120):
+        assert check_backend("docker", run_dir, url, values)["cosine_min"] > 0.999
+        evaluated = backend_process.evaluated_vectors
+
+        def other_passages(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
+            queries, passages = evaluated(*arguments)
+            return queries, passages[::-1]
+
+        monkeypatch.setattr(backend_process, "evaluated_vectors", other_passages)
+        with pytest.raises(InputError, match="endpoint"):
+            check_backend("docker", run_dir, url, values)
 
 
 @pytest.mark.slow
