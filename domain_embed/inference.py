@@ -67,8 +67,11 @@ def load_exported(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     providers = choose_providers(folder, graph)
-    with building(providers):
-        session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=providers)
+    try:
+        with building(providers):
+            session = onnxruntime.InferenceSession(str(folder / graph), _options(threads), providers=providers)
+    except GRAPH_ERRORS as error:
+        raise InputError(f"ONNX Runtime cannot load {folder / graph} ({str(error).splitlines()[0][:300]}): export again, or choose another deploy.precision") from None
     lexical = read_weights(folder) if (folder / "lexical.json").exists() else None
     sizes = tuple(config.get("sizes", ()))
     return ExportedModel(session, tokenizer, config["max_length"], config["dimensions"], config["prompts"], config.get("own_dimensions", 0), lexical, sizes)

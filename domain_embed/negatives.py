@@ -95,7 +95,9 @@ def retrieve(
 ) -> Candidates:
     "Retrieve candidates by the model, or by the model and BM25."
     of_passages, of_questions = vectors
-    found, recall = compare_retrievers(questions, passages, of_questions, of_passages), 1.0
+    found, recall = {}, 1.0
+    if settings.fuse_bm25 != "never":
+        found = compare_retrievers(questions, passages, of_questions, of_passages)
     fused = settings.fuse_bm25 == "always" or (settings.fuse_bm25 == "auto" and found["bm25"] > found["model"])
     corpus = questions, passages, of_questions, of_passages, allowed, settings.range_max, masked
     if fused:
