@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['BASE', 'EMBEDDED', 'plain_text', 'pictures', 'costs', 'tone', 'served_model', 'export_base', 'advice', 'overview',
-           'write_report']
+           'training_examples', 'write_report']
 
 # %% ../nbs/71_report.ipynb #19cc8244
 import json
 import re
 import shlex
+import textwrap
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
 from .headlines import headline
 from .jsonl import read_jsonl
-from .manifests import find_manifest, why_run
+from .manifests import artefact, find_manifest, why_run
 from .parameters import stage_notebook
 from .runs import STAGES, asset, stage_folder, write_atomic
 from .verdict import KEEP, SHIP, deciding_verdict, verdict_sentence
@@ -141,6 +143,20 @@ def _changed_queries(run_dir: Path, manifests: list[dict]) -> list[dict]:
     paths = [stage_folder(run_dir, "evaluate") / m["metrics"]["deciding"] / "moved.jsonl" for m in evaluated]
     return [query for path in paths if path.exists() for query in read_jsonl(path)]
 
+# %% ../nbs/71_report.ipynb #42a050e8
+def training_examples(
+    train: Path,  # train.json of stage 2
+    count: int = 3,
+) -> list[dict[str, str]]:  # "question", "positive", "negative"
+    "Return training questions from all parts of the file, each with a passage that answers it and the hardest negative."
+    from domain_embed.automodel_format import read_training  # imports PyArrow
+
+    rows, texts = read_training(train)
+    rows = [row for row in rows if row.negatives]
+    chosen = [rows[n * len(rows) // count] for n in range(min(count, len(rows)))]
+    short = partial(textwrap.shorten, width=300, placeholder=" …")
+    return [{"question": row.query, "positive": short(texts[row.positive]), "negative": short(texts[row.negatives[0][0]])} for row in chosen]
+
 # %% ../nbs/71_report.ipynb #c2e0af9e
 def write_report(
     run_dir: str | Path,  # run folder
@@ -155,6 +171,7 @@ def write_report(
         run=run,
         manifests=manifests,
         pictures={stage: pictures(run_dir / "notebooks" / stage_notebook(stage).name) for stage in STAGES},
+        examples=training_examples(artefact(run_dir, "prepare", "train.json")) if find_manifest(run_dir, "prepare") else [],
         changed_queries=_changed_queries(run_dir, manifests),
         stale={m["stage"]: why_run(run_dir, m["stage"], m["parameters"]) for m in manifests},
         costs=costs(manifests),
