@@ -19,7 +19,7 @@ from .documents import languages
 from .lexical import bm25_index, bm25_top_k, words
 from .multihop import identifiers
 from .prompts import load_prompts
-from .search import top_k
+from .search import search, top_k
 
 # %% ../nbs/14_filters.ipynb #ce2cd071
 MIN_WORDS, MAX_WORDS = 2, 40
@@ -97,7 +97,7 @@ def round_trip(
             dtype=bool,
         )
 
-    by_model = top_k(question_vectors, passage_vectors, k)[1]
+    by_model = search(question_vectors, passage_vectors, k).indices
     by_bm25 = bm25_top_k([q.text for q in questions], bm25_index([p.content for p in passages]), k)[1]
     return found(by_model), found(by_bm25)
 

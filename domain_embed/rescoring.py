@@ -16,7 +16,7 @@ from .lexical import bm25_index, bm25_top_k, bm25_words
 from .masks import MASKS, POSITIVE, REJECTED, candidate_masks, positions
 from .mining import KEPT, Candidates, threshold
 from .models import PairScorer
-from .search import top_k
+from .search import search, top_k
 
 # %% ../nbs/26_rescoring.ipynb #3398d755
 def concatenate_encoders(
@@ -46,7 +46,7 @@ def compare_retrievers(
     positives = [[position[p] for p in q.positives] for q in questions]
     index = bm25_index([p.content for p in passages])
     found = {
-        "model": top_k(query_vectors, passage_vectors, 10)[1],
+        "model": search(query_vectors, passage_vectors, 10).indices,
         "bm25": bm25_top_k([q.text for q in questions], index, 10)[1],
     }
     return {name: float(np.mean(list(map(_reciprocal_rank, ranked, positives)))) for name, ranked in found.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -113,30 +114,32 @@ from domain_embed import attempts
 from domain_embed.completion import complete
 from domain_embed.responses import ResponseCache
 attempts.PAUSE = 0.05
-complete(test_client.server(sys.argv[1]), test_client.jobs(), ResponseCache(sys.argv[2]))
+complete(test_client.server(sys.argv[1]), test_client.jobs(int(sys.argv[3])), ResponseCache(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_kill_in_the_middle(tmp_path):
-    store, here = tmp_path / "replies.jsonl", Path(__file__).parent
+def test_twenty_kills_lose_no_reply_and_pay_none_twice(tmp_path):
+    store, here, number, kills, moments = tmp_path / "replies.jsonl", Path(__file__).parent, 300, 20, random.Random(0)
     with embedded_llm() as own, FaultyProxy(own.addresses, share=0.2) as proxy:
-        command = [sys.executable, "-c", SCRIPT, proxy.url, str(store)]
-        process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
-        while not (store.exists() and store.read_bytes().count(b"\n") >= FEW // 3):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        before = ResponseCache(store).known
-        assert FEW // 3 <= len(before) < FEW
+        command, before = [sys.executable, "-c", SCRIPT, proxy.url, str(store), str(number)], {}
+        for _ in range(kills):
+            process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
+            wanted = len(before) + moments.randint(1, 2 * (number - len(before)) // (kills + 1))
+            while not (store.exists() and store.read_bytes().count(b"\n") >= wanted):
+                assert process.poll() is None, "the kill must come before the end"
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            known = ResponseCache(store).known
+            assert len(known) < number and before.items() <= known.items()
+            before = known
         subprocess.run(command, cwd=here, check=True, stderr=subprocess.DEVNULL)
-        known = ResponseCache(store).known
-        twice = [body for body, times in proxy.delivered.items() if times > 1]
-        assert len(proxy.delivered) == FEW and len(twice) <= 6  # at most what was under way when the process died
-        assert {k: known[k] for k in before} == before
-        undisturbed = complete(server(own.addresses[0]), jobs(), ResponseCache(tmp_path / "other.jsonl"))
-        assert [(a,) for (a,) in complete(server(proxy.url), jobs(), ResponseCache(store))] == [(a,) for (a,) in undisturbed]
+        again = sum(times - 1 for times in proxy.delivered.values())
+        assert len(proxy.delivered) == number and again <= 6 * kills  # at most what was under way when the process died
+        undisturbed = complete(server(own.addresses[0]), jobs(number), ResponseCache(tmp_path / "other.jsonl"))
+        assert [(a,) for (a,) in complete(server(proxy.url), jobs(number), ResponseCache(store))] == [(a,) for (a,) in undisturbed]
+        print(f"{again} of {number} replies were delivered again after {kills} kills")
 
 
 @pytest.mark.slow
