@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .hashes import known_hashes, write_hashes
 from .runs import NOT_RUN, SCHEMA_VERSION, STAGES, InputError, asset, count_records, lock, sha256, stage_folder, versions, write_json
 
 # %% ../nbs/08_manifests.ipynb #875dfcaf
@@ -92,16 +93,13 @@ def _changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None: 
     return None
 
 # %% ../nbs/08_manifests.ipynb #809ebb70
-def _changed_file(
-    run_dir: str | Path,  # run folder
-    manifest: dict[str, Any],
-) -> str | None:  # None: nothing has changed
+def _changed_file(run_dir: str | Path, manifest: dict[str, Any], known: dict[str, list]) -> str | None:  # None: nothing has changed
     "Describe the first input or output that is missing or has another hash."
     for name, entry in (manifest["inputs"] | manifest["outputs"]).items():
         path = Path(run_dir) / name  # an absolute name stays absolute
         if not path.exists():
             return f"{name} is gone"
-        if sha256(path) != entry["sha256"]:
+        if sha256(path, known) != entry["sha256"]:
             return f"{name} changed"
     return None
 
@@ -118,6 +116,7 @@ def why_run(
     run_dir: str | Path,  # run folder
     stage: str,  # one of `STAGES`
     parameters: dict[str, Any],  # of the new run
+    known: dict[str, list] | None = None,  # hashes of files; None: those of the run folder
 ) -> str | None:  # None: nothing has changed
     "Return the reason to run a stage."
     path = stage_folder(run_dir, stage) / "manifest.json"
@@ -132,14 +131,12 @@ def why_run(
         return "its code changed"
     if (before := manifest.get("capabilities", {})) != (now := capabilities(stage)):
         return f"this machine's capabilities changed from {before} to {now}"
-    return _changed_file(run_dir, manifest)
+    return _changed_file(run_dir, manifest, known_hashes(run_dir) if known is None else known)
 
 # %% ../nbs/08_manifests.ipynb #c906c7c6
-def describe(
-    path: Path,  # file or folder
-) -> dict:  # {"sha256": str, "rows": int | None}
+def describe(path: Path, known: dict[str, list] | None = None) -> dict:  # {"sha256": str, "rows": int | None}
     "Return a manifest's entry for a file or folder."
-    return {"sha256": sha256(path), "rows": count_records(path)}
+    return {"sha256": sha256(path, known), "rows": count_records(path)}
 
 # %% ../nbs/08_manifests.ipynb #6362f564
 @dataclass
@@ -154,6 +151,7 @@ class Stage:
     inputs: dict[str, dict] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)  # shown in the report; the same in every run, no times
     timings: dict[str, Any] = field(default_factory=dict)  # measured times, which differ between runs
+    known: dict[str, list] | None = None  # hashes of files
 
     def read(
         self,
@@ -163,7 +161,7 @@ class Stage:
         path = Path(path)
         inside = path.resolve().is_relative_to(self.run_dir.resolve())
         name = path.resolve().relative_to(self.run_dir.resolve()) if inside else path.resolve()
-        self.inputs[name.as_posix()] = describe(path)
+        self.inputs[name.as_posix()] = describe(path, self.known)
         return path
 
 # %% ../nbs/08_manifests.ipynb #c50eaf3a
@@ -225,17 +223,19 @@ def open_stage(
         final = stage_folder(run_dir, name)
         work = run_dir / ".work" / final.name
         _recover(final, work)
-        if why_run(run_dir, name, parameters) is None:
+        known = known_hashes(run_dir)
+        if why_run(run_dir, name, parameters, known) is None:
             yield Stage(run_dir, name, final, done=True, manifest=read_manifest(run_dir, name))
             return
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         code = code_sha256(name)
         start = time.monotonic()
-        stage = Stage(run_dir, name, work, done=False)
+        stage = Stage(run_dir, name, work, done=False, known=known)
         if (base_model := parameters.get("base_model")) and Path(base_model).is_dir():
             stage.read(base_model)
         yield stage
+        write_hashes(run_dir, known)
         stage.manifest = _manifest(stage, parameters, code, time.monotonic() - start)
         write_json(work / "manifest.json", stage.manifest)
         _replace(final, work)
