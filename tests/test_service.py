@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -149,6 +150,27 @@ def test_hostile_clients_do_not_harm_others(url):
     assert "domain_embed_queue_texts 0.0" in metrics and 'domain_embed_requests_total{status="413"}' in metrics
     for connection in slow:
         connection.close()
+
+
+def test_clients_that_do_not_read_are_left(exported):
+    own, texts = command(exported[1], "--max-seconds", "4"), 2048
+    port = int(own[own.index("--port") + 1])
+    address = f"http://127.0.0.1:{port}/v1"
+    body = json.dumps({"model": "m", "input_type": "query", "input": ["a"] * texts}).encode()
+    with subprocess.Popen(own, stderr=subprocess.DEVNULL) as server, contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
+        wait_until_ready(address)
+        lazy = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(2)]
+        for connection in lazy:
+            connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(12)
+        assert post(address, input=["a pump"]).status_code == 200
+        received = [0, 0]
+        for number, connection in enumerate(lazy):
+            with contextlib.suppress(ConnectionResetError):
+                while part := connection.recv(1 << 20):
+                    received[number] += len(part)
+    assert all(0 < size < texts * 384 * 8 for size in received), "the server must not keep what nobody reads"
 
 
 def test_a_full_queue_is_refused_and_health_is_answered(url):
