@@ -172,6 +172,7 @@ def _add_tool_options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--profile", default="embedded", help="whose values are shown (default: %(default)s)")
     if name == "doctor":
         command.add_argument("run_dir", metavar="RUN_DIR", nargs="?", help="also check the endpoints and keys of this run")
+        command.add_argument("--profile", metavar="NAME", help="also check those of this profile, before a first run")
     if name in ("params", "doctor", "compare"):
         command.add_argument("--json", action="store_true", help="write JSON")
 

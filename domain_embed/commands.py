@@ -89,7 +89,7 @@ def _doctor(options: argparse.Namespace) -> int:
     "Check this machine."
     from domain_embed.doctor import FAILED, check_machine, format_checks
 
-    checks = check_machine(_need_run(options.run_dir) if options.run_dir else None)
+    checks = check_machine(_need_run(options.run_dir) if options.run_dir else None, options.profile)
     print(json.dumps([check._asdict() for check in checks], indent=2) if options.json else format_checks(checks))
     return 4 if any(check.state == FAILED for check in checks) else 0
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OK', 'WARNING', 'FAILED', 'MIN_MEMORY', 'MIN_DISK', 'OPENAI', 'LLMS', 'Check', 'format_checks', 'machine_checks',
-           'package_checks', 'runtime_checks', 'kernel_check', 'endpoint_check', 'run_checks', 'check_machine']
+           'package_checks', 'runtime_checks', 'kernel_check', 'endpoint_check', 'endpoint_checks', 'check_machine']
 
 # %% ../nbs/76_doctor.ipynb #fd3ca00b
 import os
@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -25,7 +25,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 
-from .profiles import EMBEDDED_INSTALL
+from .profiles import EMBEDDED_INSTALL, load_profile
 from .run_settings import settings_for
 
 # %% ../nbs/76_doctor.ipynb #db6fd0d9
@@ -149,11 +149,11 @@ OPENAI = "https://api.openai.com/v1"
 LLMS = (("generate", "llm", "llm"), ("generate", "judge_llm", "judge"), ("evaluate", "grading_llm", "grading"))  # stage, parameter, what the names of its URL and key begin with
 
 
-def run_checks(
-    run_dir: Path,
+def endpoint_checks(
+    settings: dict[str, dict[str, Any]],  # of a run or a profile, by stage
 ) -> list[Check]:
-    "Check the endpoints and keys in a run's settings."
-    settings, checks = settings_for(run_dir, None, [])[1], []
+    "Check the endpoints and keys in settings."
+    checks = []
     for stage, parameter, prefix in LLMS:
         values = settings[stage]
         model = values[parameter]
@@ -162,12 +162,17 @@ def run_checks(
         own = values["llm_base_url"] if prefix == "judge" else ""
         url = values[f"{prefix}_base_url"] or own or os.environ.get("OPENAI_BASE_URL") or OPENAI
         checks += endpoint_check(f"{stage}.{parameter}", url, values[f"{prefix}_api_key_env"])
-    return checks or [Check("endpoints", OK, "none in this run's settings")]
+    return checks or [Check("endpoints", OK, "none in these settings")]
 
 # %% ../nbs/76_doctor.ipynb #a8504294
 def check_machine(
-    run_dir: Path | None = None,  # None: no run
+    run_dir: Path | None = None,  # whose settings are checked too; None: no run
+    profile: str | None = None,  # name or file of a profile that is checked too; None: the run's
 ) -> list[Check]:
     "Run all checks."
     checks = [*machine_checks(run_dir or Path()), *package_checks(), *runtime_checks(), kernel_check()]
-    return checks + (run_checks(run_dir) if run_dir else [])
+    if run_dir:
+        checks += endpoint_checks(settings_for(run_dir, profile, [])[1])
+    elif profile:
+        checks += endpoint_checks(load_profile(profile))
+    return checks
