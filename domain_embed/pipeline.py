@@ -132,11 +132,11 @@ def _print_end(run_dir: Path, stage: str, report: Path) -> None:
     "Print the verdict, the report and the next command."
     found = {name: manifest for name in STAGES if (manifest := find_manifest(run_dir, name))}
     verdict = verdict_sentence(found["evaluate"]["metrics"]) if "evaluate" in found and STAGES.index(stage) >= STAGES.index("evaluate") else ""
-    following = shlex.join(["domain-embed", NEXT[stage], str(run_dir)]) if stage in NEXT else ""
+    following, other = shlex.join(["domain-embed", NEXT[stage], str(run_dir)]) if stage in NEXT else "", ""
     if stage == "export" and verdict and served_model(found) != BASE and deciding_verdict(found["evaluate"]["metrics"])[1]["verdict"] != SHIP:
-        following += f" (or, as the verdict has it: {export_base(run_dir)})"
-    lines = ["", *([verdict] if verdict else []), f"report: {report.resolve()}", *([f"next: {following}"] if following else [])]
-    print_line("\n".join(lines), "finished", verdict=verdict, report=str(report.resolve()), next=following)
+        other = export_base(run_dir)
+    lines = [verdict, f"report: {report.resolve()}", f"next: {following}" if following else "", f"or, as the verdict has it: {other}" if other else ""]
+    print_line("\n".join(["", *filter(None, lines)]), "finished", verdict=verdict, report=str(report.resolve()), next=following, other=other)
 
 # %% ../nbs/70_pipeline.ipynb #17cb9be3
 def run_command(
