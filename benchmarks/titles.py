@@ -35,7 +35,7 @@ def title_and_body(passage: Passage) -> tuple[str, str] | None:
         title, _, body = passage.text.partition("\n\n")
         if "\n" in title or len(title.split()) > 15 or title.endswith((".", ":")):
             return None
-    return (title.strip("# "), body) if len(title.split()) >= 2 and len(body.split()) >= 15 else None
+    return (title.strip("# "), body) if len(title.split()) >= 2 and len(body.split()) >= (8 if passage.title.strip() else 15) else None
 
 
 def title_rows(data: TrainingData, passages: list[Passage], held: set[str], lexical: Lexical | None, cache: Path, limit: int, seed: int) -> tuple[list[TrainingRow], dict[str, str]]:
