@@ -84,7 +84,7 @@ def main() -> None:
         lengths = dict(zip(texts, token_lengths(data.base, list(texts.values())).tolist(), strict=True))
         base = {name: scores_of(load_base(settings), test, lexical, work / "cache", settings.max_length) for name, test in tests.items()}
         for label, own in {"generated": data.rows, "titles": rows, "both": data.rows + rows}.items():
-            model = tune(settings, replace(data, rows=own, texts=texts, lengths=lengths), work / "checkpoints", work / "logs").model
+            model = tune(settings, replace(data, rows=own, texts=texts, lengths=lengths), work / label, work / "logs").model
             line = {"set": folder.name, "trained on": label, "rows": len(own)}
             for name, test in tests.items():
                 for system, after in scores_of(model, test, lexical, work / "cache", settings.max_length).items():
