@@ -9,6 +9,7 @@ __all__ = ['KEY', 'ERRORS', 'open_qdrant', 'create_collection', 'sparse_vector',
 # %% ../nbs/86_qdrant.ipynb #e01853a5
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def create_collection(
     if not client.collection_exists(name):
         dense = {"dense": models.VectorParams(size=dimensions, distance=models.Distance.DOT)}
         client.create_collection(name, vectors_config=dense, sparse_vectors_config={"words": models.SparseVectorParams()})
-        for field in ("shard", "index"):
-            client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a folder has no such indexes, and needs none
+            for field in ("shard", "index"):
+                client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
         return
     known = client.get_collection(name).config.params.vectors
     found = known["dense"].size if isinstance(known, dict) and "dense" in known else "other"
