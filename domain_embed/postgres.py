@@ -66,7 +66,7 @@ def create_tables(
 
 # %% ../nbs/85_postgres.ipynb #72c1702a
 COLUMNS = ("id", "document", "title", "text", "language")
-LOADING = "_loading"  # end of the name of a table that readers do not use
+LOADING = "_loading"  # in the name of a table that readers do not use
 
 
 def _load_shard(
@@ -109,9 +109,10 @@ def _remove_shards(
 def _open_loading(
     connection: psycopg.Connection,
     name: str,  # of the table that readers use
+    dimensions: int,
 ) -> str:  # name of the table to load into
     "Create the tables that new rows are loaded into, or open what an interrupted run has left."
-    loading = f"{name}{LOADING}"
+    loading = f"{name}{LOADING}_{dimensions}"  # what a model of another size has left is not touched
     for end in ("", "_shards"):
         statement = sql.SQL("create unlogged table if not exists {} (like {})")
         connection.execute(statement.format(sql.Identifier(f"{loading}{end}"), sql.Identifier(f"{name}{end}")))
@@ -143,7 +144,7 @@ def sync_postgres(
     "Make a table equal to an index's shards, and index it. Raises `OSError` if the database fails."
     try:
         create_tables(connection, name, dimensions, owner)
-        loading, known = _open_loading(connection, name), _hashes(connection, name)
+        loading, known = _open_loading(connection, name, dimensions), _hashes(connection, name)
         changed = {path: digest for path, digest in shards.items() if known.get(path.name) != digest}
         wanted, loaded = {path.name: digest for path, digest in changed.items()}, _hashes(connection, loading)
         _remove_shards(connection, loading, [shard for shard, digest in loaded.items() if wanted.get(shard) != digest])
