@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -152,6 +153,21 @@ def test_the_report_in_a_browser(tiny_run, tmp_path, width):
     print(f"screenshots in {tmp_path}")
 
 
+@contextmanager
+def watched_page(width, scheme):
+    "A page of a browser, what its scripts say, and the addresses that it asks for."
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
+    said, asked = [], []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        yield page, said, asked
+        browser.close()
+
+
 @pytest.fixture(scope="module")
 def site():
     "The rendered site."
@@ -162,14 +178,7 @@ def site():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_the_site_in_a_browser(site, tmp_path, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
-    said, asked = [], []
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+    with watched_page(width, scheme) as (page, said, asked):
         for name in ("index", "000_tour", "20_prepare", "311_loss", "91_scaling", "93_troubleshooting", "changelog", "source/samples"):
             page.goto(f"file://{site}/{name}.html")
             page.wait_for_timeout(300)
@@ -184,7 +193,6 @@ def test_the_site_in_a_browser(site, tmp_path, width, scheme):
         page.keyboard.type("max_positive_fraction")
         page.locator(".smalldocs-search-results a").first.wait_for()
         page.screenshot(path=tmp_path / f"search-{width}-{scheme}.png")
-        browser.close()
     assert not said and all(url.startswith(("file:", "data:")) for url in asked)
     print(f"screenshots in {tmp_path}")
 
@@ -201,15 +209,8 @@ def playground(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (1920, "light")])
 def test_the_playground_in_a_browser(playground, tmp_path, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="make test-slow installs it")
     address, run_dir = playground
-    said, asked = [], []
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+    with watched_page(width, scheme) as (page, said, asked):
         open_page(page, address)
         page.keyboard.type("<b>insert</b> into a sorted list")  # the field has the focus
         page.keyboard.press("Enter")
@@ -224,7 +225,6 @@ def test_the_playground_in_a_browser(playground, tmp_path, width, scheme):
         page.wait_for_function("!document.querySelector('article.right')")
         page.locator("article button").first.click()
         page.wait_for_function("document.querySelector('#status').textContent.startsWith('1 query')")
-        browser.close()
     assert not said and all(url.startswith((address, "data:")) for url in asked)
     test_set = read_beir(run_dir / "playground/test_set")
     assert list(test_set.queries.values()) == ["<b>insert</b> into a sorted list"] and sum(map(len, test_set.qrels.values())) == 1
