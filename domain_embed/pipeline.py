@@ -23,7 +23,7 @@ from .execution import OUTPUT, MachineError, plan_stages, print_line, run_stage
 from .manifests import find_manifest, read_manifest
 from .report import BASE, export_base, served_model, write_report
 from .run_settings import assignments_of, check_settings, settings_for
-from .runs import STAGES, InputError, lock, write_run
+from .runs import NOT_RUN, STAGES, InputError, lock, write_run
 from .verdict import SHIP, deciding_verdict, verdict_sentence
 
 # %% ../nbs/70_pipeline.ipynb #f5a1786d
@@ -119,7 +119,8 @@ def _print_plan(run_dir: Path, stages: Sequence[str], settings: dict[str, dict[s
     "Print which stages would run, and the command that estimates the cost of the LLM."
     for stage, reason, seconds in plan_stages(run_dir, stages, settings):
         time = "" if seconds is None else f"; it took {seconds:.0f} s the last time"
-        text = f"would run: {reason}{time}" if reason else "nothing has changed, would be skipped"
+        why = "for the first time" if reason == NOT_RUN else f"because {reason}"
+        text = f"would run {why}{time}" if reason else "nothing has changed, would be skipped"
         print_line(f"{stage:9} {text}", "plan", stage=stage, reason=reason, seconds_last_time=seconds)
     if "generate" in stages:
         print_line(f"cost of the LLM, without a request: {estimate}", "estimate_command", command=estimate)
