@@ -24,6 +24,7 @@ from .encode import encode_cached, token_lengths
 from .lexical import words
 from .models import load_base
 from .multihop import MULTI_HOP, RelatedPassages
+from .ray_map import connect_ray, ray_map
 from .runs import InputError
 from .samples import Sample, draw
 
@@ -86,10 +87,6 @@ def read_documents(
     apply: Map = map
     documents = Path(settings.documents).absolute()  # the machines of a cluster have other working folders
     if address := os.environ.get(RAY):
-        try:
-            from domain_embed.ray_map import connect_ray, ray_map
-        except ImportError:
-            raise InputError("--ray needs Ray: pip install 'domain-embed[scale]'") from None
         connect_ray(address)
         apply = ray_map()
     limits = settings.passage_tokens, settings.passage_overlap, settings.file_timeout, settings.file_memory

@@ -24,6 +24,7 @@ from .inference import ExportedModel, load_exported
 from .jsonl import read_jsonl, write_jsonl
 from .manifests import artefact, code_sha256, find_manifest
 from .parameters import stage_parameters
+from .ray_map import connect_ray, ray_map
 from .runs import InputError, sha256
 
 # %% ../nbs/801_index_request.ipynb #ae2aa35f
@@ -147,9 +148,5 @@ def map_functions(
     "Return the functions that apply another to items, here or on a cluster."
     if not request.ray:
         return map, map
-    try:
-        from domain_embed.ray_map import connect_ray, ray_map  # needs the extra scale
-    except ModuleNotFoundError as error:
-        raise InputError(f"--ray {request.ray} needs {error.name}: pip install 'domain-embed[scale]'") from None
     gpus = connect_ray(request.ray)
     return ray_map(), ray_map(gpus=bool(gpus))

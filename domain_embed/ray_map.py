@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-import ray
-
 from .runs import InputError
 
 In, Out = TypeVar("In"), TypeVar("Out")
@@ -20,7 +18,11 @@ In, Out = TypeVar("In"), TypeVar("Out")
 def connect_ray(
     address: str,  # HOST:PORT of a cluster, "auto", or "local"
 ) -> int:  # GPUs of the cluster
-    "Connect to a Ray cluster, or start Ray on this machine. Raises `InputError` if there is no cluster."
+    "Connect to a Ray cluster, or start Ray on this machine. Raises `InputError` without Ray or a cluster."
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise InputError(f"--ray {address} needs Ray: pip install 'domain-embed[scale]'") from None
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None, logging_level="WARNING")
@@ -37,6 +39,7 @@ def ray_map(
     gpus: bool = False,  # whether the function needs a GPU
 ) -> Callable[[Callable[[In], Out], Iterable[In]], Iterator[Out]]:
     "Return a replacement for `map` that runs on the connected cluster. A task whose machine is lost is repeated on another one."
+    import ray
 
     def apply(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
         task = ray.remote(lambda item: function(item)).options(max_retries=RETRIES, num_gpus=int(gpus))
