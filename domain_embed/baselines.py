@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from .beir import RetrievalSet
-from .lexical import bm25_index, bm25_top_k
+from .bm25_cache import bm25_cached
+from .lexical import bm25_top_k
 from .metrics import K_VALUES
 from .models import PairScorer, load_cross_encoder
 from .runs import InputError
@@ -51,9 +52,9 @@ def truncate_vectors(
     return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
 
 # %% ../nbs/41_baselines.ipynb #79a9d0a0
-def _search_words(queries: Sequence[str], passages: Sequence[str]) -> SystemResult:
+def _search_words(queries: Sequence[str], passages: Sequence[str], cache: Path) -> SystemResult:
     "Search with BM25."
-    index = bm25_index(passages)
+    index = bm25_cached(cache, passages)
     size = sum(array.nbytes for array in index.scores.values() if isinstance(array, np.ndarray))
     return SystemResult(*bm25_top_k(queries, index, DEPTH), size, lambda query: bm25_top_k([query], index, 10))
 
@@ -62,13 +63,13 @@ def search_source(
     source: Source,
     test: RetrievalSet,
     encoder: Encoder | None,  # from `open_encoder`; None: BM25
-    cache: Path,  # folder of vectors
+    cache: Path,  # folder of vectors and BM25 indexes
 ) -> SystemResult:
     "Search a corpus for every query of its test set."
     queries = list(test.queries.values())
     texts = [p.content for p in test.passages]
     if encoder is None:
-        return _search_words(queries, texts)
+        return _search_words(queries, texts, cache / "bm25")
     passages = truncate_vectors(encoder.encode_texts(cache, texts, "document"), source)
     query_vectors = truncate_vectors(encoder.encode_texts(cache, queries, "query"), source)
     found = search(query_vectors, passages, DEPTH)

@@ -99,6 +99,13 @@ def completion_words() -> dict[str, str]:  # shell → its function
         "zsh": f'_domain_embed_words() {{ compadd -S "" -- {" ".join(words)}; }}',
     }
 
+# %% ../nbs/72_command_line.ipynb #2b371700
+def _add_output_options(command: argparse.ArgumentParser) -> None:
+    "Add the options that say what is written to the terminal."
+    command.add_argument("--json", action="store_true", help="write events as JSON lines instead of text")
+    command.add_argument("-q", "--quiet", action="store_true", help="write only errors")
+    command.add_argument("-v", "--verbose", action="store_true", help="also write the warnings of notebooks and libraries")
+
 # %% ../nbs/72_command_line.ipynb #794b66db
 def _add_common_options(command: argparse.ArgumentParser) -> None:
     "Add the options that the commands of the stages have."
@@ -106,9 +113,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", metavar="NAME", help="name of a profile or a .yaml file (default: the profile of RUN_DIR, else embedded)").complete = COMPLETED
     command.add_argument("--set", metavar="STAGE.NAME=VALUE", action="append", default=[], help="change one parameter; may be repeated").complete = COMPLETED
     command.add_argument("--dry-run", action="store_true", help="print what would run and why, and stop")
-    command.add_argument("--json", action="store_true", help="write events as JSON lines instead of text")
-    command.add_argument("-q", "--quiet", action="store_true", help="write only errors")
-    command.add_argument("-v", "--verbose", action="store_true", help="also write the warnings of the notebooks")
+    _add_output_options(command)
 
 # %% ../nbs/72_command_line.ipynb #e4fe754a
 def _add_run_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -148,6 +153,7 @@ def _add_index_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-text", action="store_true", help="store only ids and vectors")
     command.add_argument("--replace", action="store_true", help="let other documents take the place of those of an existing index")
     command.add_argument("--ray", metavar="ADDRESS", default="", help="read and embed on a Ray cluster; local starts one here")
+    _add_output_options(command)
 
 # %% ../nbs/72_command_line.ipynb #a9fa15cf
 def _add_tool_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -173,7 +179,7 @@ def _add_tool_options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "doctor":
         command.add_argument("run_dir", metavar="RUN_DIR", nargs="?", help="also check the endpoints and keys of this run")
         command.add_argument("--profile", metavar="NAME", help="also check those of this profile, before a first run")
-    if name in ("params", "doctor", "compare"):
+    if name in ("search", "params", "doctor", "compare"):
         command.add_argument("--json", action="store_true", help="write JSON")
 
 # %% ../nbs/72_command_line.ipynb #8f45d7a4

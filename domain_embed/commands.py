@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from .command_line import parameter_help, parameter_rows
 from .execution import ProgressBars, print_line
@@ -34,6 +35,24 @@ def _params(options: argparse.Namespace) -> int:
     print(json.dumps(rows, indent=2, ensure_ascii=False) if options.json else parameter_help(stages, options.profile))
     return 0
 
+# %% ../nbs/75_commands.ipynb #898e64d4
+def _print_index(
+    found: dict[str, Any],  # from `run_index`
+    request: Any,  # `IndexRequest`
+) -> None:
+    "Print what an index holds."
+    faiss, shards = found.get("faiss"), len(found["shards"])
+    recall = "" if not faiss or faiss["recall@10"] is None else f", recall@10 {faiss['recall@10']:.3f}"
+    lines = [
+        f"{found['passages']:,} passages of {found['units']:,} documents in {request.folder} ({found['embedded']:,} embedded, {found['removed']:,} removed)",
+        f"{found['skipped']:,} documents could not be used: see {request.folder / 'skipped.jsonl'}" if found["skipped"] else "",
+        f"FAISS: {faiss['kind']}{recall}" if faiss else "",
+        f"{request.to}: {found['loaded']:,} of {shards:,} shards loaded into {request.name!r}" if request.database else "",
+    ]
+    counts = {name: found[name] for name in ("passages", "embedded", "removed", "skipped")}
+    more = {"folder": str(request.folder), "documents": found["units"], "faiss": faiss, "shards": shards, "loaded_shards": found.get("loaded", 0)}
+    print_line("\n".join(filter(None, lines)), "indexed", **counts, **more)
+
 # %% ../nbs/75_commands.ipynb #1ab68d47
 def _index(options: argparse.Namespace) -> int:
     "Embed documents."
@@ -48,15 +67,7 @@ def _index(options: argparse.Namespace) -> int:
     os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
     with redirect_stderr(ProgressBars()):
         found = run_index(request)
-    faiss = found.get("faiss")
-    recall = "" if not faiss or faiss["recall@10"] is None else f", recall@10 {faiss['recall@10']:.3f}"
-    print_line(f"{found['passages']:,} passages of {found['units']:,} documents in {request.folder} ({found['embedded']:,} embedded, {found['removed']:,} removed)")
-    if found["skipped"]:
-        print_line(f"{found['skipped']:,} documents could not be used: see {request.folder / 'skipped.jsonl'}")
-    if faiss:
-        print_line(f"FAISS: {faiss['kind']}{recall}")
-    if request.database:
-        print_line(f"{options.to}: {found['loaded']:,} of {len(found['shards']):,} shards loaded into {request.name!r}")
+    _print_index(found, request)
     return 0
 
 # %% ../nbs/75_commands.ipynb #f19ad68c
@@ -65,12 +76,12 @@ def _search(options: argparse.Namespace) -> int:
     run_dir = _need_run(options.run_dir)
     if not options.query.strip() or options.k < 1:
         raise InputError(f"query {options.query!r}, -k {options.k}: give a text, and at least 1 passage")
-    from domain_embed.run_search import RunSearch, format_hits
+    from domain_embed.run_search import RunSearch, format_hits, hits_json
 
     os.environ["DOMAIN_EMBED_TERMINAL"] = "1"
     with redirect_stderr(ProgressBars()):
         found = RunSearch(run_dir).find(options.query, options.k)
-    print(format_hits(found, shutil.get_terminal_size((120, 24)).columns))
+    print(hits_json(options.query, found) if options.json else format_hits(found, shutil.get_terminal_size((120, 24)).columns))
     return 0
 
 # %% ../nbs/75_commands.ipynb #ece0e3d9

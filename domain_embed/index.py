@@ -19,6 +19,7 @@ import numpy as np
 from .beir import read_qrels
 from .catalog import add_units, forget_unseen, is_known, is_unchanged, live_passages, open_catalog
 from .document_units import CutRules, Unit, read_units
+from .hashes import known_hashes, write_hashes
 from .index_request import SHARD_PASSAGES, IndexRequest, claim_index, describe_index, documents_of, map_functions, open_database, rules_of
 from .inference import ExportedModel, encode_texts, load_exported
 from .jsonl import read_jsonl, write_jsonl
@@ -172,7 +173,9 @@ def run_index(request: IndexRequest) -> dict[str, Any]:  # content of index.json
             owner = claim_index(request, describe_index(request, documents, rules), catalog)
             load = open_database(request, model, owner)
             found = _write_shards(request, model, catalog, run, graph, (documents, rules))
-        shards = {path.name: sha256(path) for path in shard_paths(folder)}
+        known = known_hashes(folder)
+        shards = {path.name: sha256(path, known) for path in shard_paths(folder)}
+        write_hashes(folder, known)
         content = {"passages": found.pop("passages"), "units": found.pop("units"), "dimensions": model.dimensions, "shards": shards}
         if request.kind == "none":
             (folder / "index.faiss").unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
     if options.backend != "local":
         prepare_plan(plan)
     free_port(host, port)
-    print_line(f"serving http://{host}:{port}/v1/embeddings as {name!r}; Ctrl-C stops")
+    print_line(f"serving http://{host}:{port}/v1/embeddings as {name!r}; Ctrl-C stops", "serving", url=f"http://{host}:{port}/v1", model=name)
     if options.backend == "local":
         become_server(command)
     elif status := run_backend(command, options.backend, run_dir, f"http://{host}:{port}/v1", values):
@@ -144,7 +144,6 @@ def run_command(
     options: argparse.Namespace,  # from `parse_arguments`
 ) -> None:
     "Run a command of the stages."
-    OUTPUT.json, OUTPUT.quiet, OUTPUT.verbose = options.json, options.quiet, options.verbose
     run_dir, documents = Path(options.run_dir), getattr(options, "documents", None)
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"{run_dir} is a file: give a folder for the run")
@@ -186,6 +185,7 @@ def main(
     options = argparse.Namespace(command=None)
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        OUTPUT.json, OUTPUT.quiet, OUTPUT.verbose = (getattr(options, name, False) for name in ("json", "quiet", "verbose"))
         if options.command is None:
             parser().print_help()
             return 0

@@ -20,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from .beir import write_passages
 from .execution import print_line
 from .jsonl import read_jsonl, write_jsonl
-from .run_search import SEARCHED, Hit, RunSearch
+from .run_search import SEARCHED, RunSearch, describe_hit
 from .runs import InputError, asset, write_atomic
 from .server_process import free_port
 
@@ -74,13 +74,6 @@ class Mark(BaseModel):
     passage: str
     right: bool
 
-# %% ../nbs/89_playground.ipynb #2407667f
-def _hit(hit: Hit, moves: bool) -> dict[str, Any]:
-    "Describe a hit for the page."
-    passage = hit.passage
-    found = {"id": passage.id, "document": passage.document, "title": passage.title, "text": passage.text, "score": hit.score}
-    return found | ({"before": hit.before} if moves else {})
-
 # %% ../nbs/89_playground.ipynb #b01b1464
 def playground_app(
     searched: RunSearch,
@@ -106,7 +99,7 @@ def playground_app(
         if not query.strip() or len(query) > 2000:
             raise InputError("a query has 1 to 2,000 characters")
         found = searched.find(query, k=8)
-        systems = [{"name": SEARCHED[name], "hits": [_hit(hit, name == "auto") for hit in hits]} for name, hits in found.items()]
+        systems = [{"name": SEARCHED[name], "hits": [describe_hit(hit, name == "auto") for hit in hits]} for name, hits in found.items()]
         return {"systems": systems, "right": marks.right.get(query, []), "marks": summary()}
 
     @app.get("/api/marks")

@@ -1,5 +1,6 @@
 """Clients of other projects against the running service. They are installed by `make test-slow`."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,26 +19,39 @@ TEXTS = ["how much pressure does the pump give", "error E17"]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    "A running service, and the model's own vectors of queries."
+    "A running service, the model's own vectors of queries, and the exported model."
     folder = tmp_path_factory.mktemp("clients") / "onnx"
     model = load_model("embedded", 64, query_prompt="query: ")
     export_onnx(model, folder)
     command = [sys.executable, "-m", "domain_embed.service", str(folder), "--name", "m", "--port", str(free_port())]
     with served(command, 60) as url:
-        yield url, encode(model, TEXTS, "query", "")
+        yield url, encode(model, TEXTS, "query", ""), folder
 
 
 def test_langchain(service):
     openai = pytest.importorskip("langchain_openai")
-    url, expected = service
+    url, expected, _ = service
     client = openai.OpenAIEmbeddings(base_url=url, api_key="none", model="m-query", check_embedding_ctx_length=False)
     assert np.abs(np.array(client.embed_documents(TEXTS)) - expected).max() < 1e-4
 
 
-def test_llama_index(service):
-    embeddings = pytest.importorskip("llama_index.embeddings.openai_like")
-    url, expected = service
-    client = embeddings.OpenAILikeEmbedding(api_base=url, api_key="none", model_name="m-query")
+def test_langchain_with_token_ids(service, monkeypatch):
+    openai, llama = pytest.importorskip("langchain_openai"), importlib.util.find_spec("llama_index.core")
+    if not llama:
+        pytest.skip("llama-index-core brings cl100k_base, which tiktoken would download")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(llama.submodule_search_locations[0]) / "_static/tiktoken_cache"))
+    _, expected, folder = service
+    command = [sys.executable, "-m", "domain_embed.service", str(folder), "--name", "m", "--port", str(free_port()), "--token-ids", "cl100k_base"]
+    with served(command, 60) as url:
+        client = openai.OpenAIEmbeddings(base_url=url, api_key="none", model="m-query", tiktoken_model_name="text-embedding-3-small")
+        assert np.abs(np.array(client.embed_documents(TEXTS)) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("module", "name"), [("openai", "OpenAIEmbedding"), ("openai_like", "OpenAILikeEmbedding")])
+def test_llama_index(service, module, name):
+    embeddings = pytest.importorskip(f"llama_index.embeddings.{module}")
+    url, expected, _ = service
+    client = getattr(embeddings, name)(api_base=url, api_key="none", model_name="m-query")
     assert np.abs(np.array(client.get_text_embedding_batch(TEXTS)) - expected).max() < 1e-4
 
 

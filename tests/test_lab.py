@@ -40,12 +40,13 @@ def lab(request, tmp_path_factory):
 
 @pytest.fixture
 def page(lab):
-    "A page of a browser; 1,280 pixels wide in the light theme, 1,920 in the dark one."
+    "A page of a browser."
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280 if lab[2] == "light" else 1920, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.said = []  # errors of its scripts
         page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("console", lambda message: page.said.append(f"{message.text} {message.location['url']}") if message.type == "error" else None)
         yield page
         browser.close()
     root = lab[0].removesuffix("/lab/tree/nbs")
@@ -86,7 +87,10 @@ def test_a_notebook_runs_in_jupyterlab(lab, page, name):
     cells = run_all(page, folder / f"nbs/{name}.ipynb")
     errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert not errors and not page.said, (errors, page.said)
-    page.screenshot(path=folder / f"{name}-{theme}.png")
+    for width in (1280, 1920):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(1000)
+        page.screenshot(path=folder / f"{name}-{theme}-{width}.png")
     print(f"{name}, {theme}: {time.monotonic() - start:.0f} s, screenshot in {folder}")
     if name in WIDGETS:
         WIDGETS[name](page, folder, theme)

@@ -101,6 +101,15 @@ def test_deploy_answers_as_evaluated(tiny_run, tmp_path):
     assert abs(check["ndcg@10_change"]) <= 0.01 and check["cosine_min"] > 0.999
 
 
+def test_programs_read_what_is_found_and_indexed(tiny_run, tmp_path):
+    found = json.loads(assert_ok(domain_embed("search", tiny_run[0], "how does the pump start", "-k", "2", "--json")))
+    assert list(found) == ["query", "base", "auto", "bm25"] and len(found["base"]) == 2 and found["base"][0]["text"]
+    done = domain_embed("index", tiny_run[0], "--to", tmp_path / "index", "--json")
+    event = json.loads(assert_ok(done))  # one line
+    assert event["event"] == "indexed" and event["passages"] == event["embedded"] > 0 and event["folder"] == str(tmp_path / "index")
+    assert not assert_ok(domain_embed("index", tiny_run[0], "--to", tmp_path / "index", "-q"))
+
+
 def test_a_server_in_the_place_of_a_container_is_compared(tiny_run, monkeypatch):
     run_dir, port = tiny_run[0], free_port()
     values = load_profile("embedded")["deploy"]
