@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -52,7 +53,8 @@ def test_ten_kills_at_random_moments_change_nothing(documents, tiny_run, tmp_pat
 
 def test_an_interruption_is_one_line(documents, tmp_path):
     command = [COMMAND, "run", "--documents", str(documents), *set_options(), str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for what runs in the background, tests included
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     time.sleep(20)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the command and its kernel
     errors = process.communicate(timeout=60)[1]
