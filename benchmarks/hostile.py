@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     port, context = free_port(), get_context("spawn")
     command = [sys.executable, "-m", "domain_embed.service", str(options.folder), "--graph", options.graph, "--name", "m", "--port", str(port)]
-    print("| 8 connections send | came of it | health, ms: p50, p99, highest | the client beside: p50, p99, ms | its answers | memory, MiB |\n|---|---|---|---|---|---|")
+    print("| 8 connections send | responses | health, ms: p50, p99, highest | the client beside: p50, p99, ms | its answers | memory, MiB |\n|---|---|---|---|---|---|")
     shown = partial(np.percentile, q=(50, 99, 100))
     with served(command, 120):
         (process,) = psutil.Process().children()

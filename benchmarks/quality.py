@@ -20,8 +20,9 @@ import pandas as pd
 from domain_embed import finetune, prepare
 from domain_embed.baselines import SystemResult, fuse
 from domain_embed.beir import RetrievalSet, read_beir
-from domain_embed.breakdown import clusters_of
+from domain_embed.clusters import clusters_of
 from domain_embed.encode import encode_cached
+from domain_embed.intervals import interval
 from domain_embed.lexical import bm25_index, bm25_top_k
 from domain_embed.lexical_dimensions import Lexical, append, fit_lexical, read_lexical
 from domain_embed.lexical_weight import LEXICAL_WEIGHTS
@@ -31,7 +32,6 @@ from domain_embed.models import load_base
 from domain_embed.profiles import load_profile
 from domain_embed.run_models import load_run_models
 from domain_embed.search import ranking, top_k
-from domain_embed.significance import interval
 
 PYTHON = Path(__file__).parents[1] / "examples/python"
 WIDTHS = (128, 256, 384, 768)

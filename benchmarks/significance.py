@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from domain_embed import significance
+from domain_embed import intervals, significance
 from domain_embed.beir import read_beir
-from domain_embed.breakdown import clusters_of
+from domain_embed.clusters import clusters_of
 from domain_embed.encode import encode
 from domain_embed.lexical import bm25_words
 from domain_embed.metrics import per_query
@@ -62,7 +62,7 @@ def bootstrap_t(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[flo
 
 def jackknife_t(values: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
     "The jackknife over documents with Student's t, without a correction for skewness."
-    found, mean = significance._jackknife(values, cluster), float(values.mean())
+    found, mean = intervals.jackknife(values, cluster), float(values.mean())
     t = float(stats.t.ppf(0.975, found.freedom))
     return mean - t * found.error, mean + t * found.error
 
@@ -81,7 +81,7 @@ def bca(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float, floa
 
 
 INTERVALS = {
-    "ours": lambda values, cluster, seed: significance.interval(values, cluster),
+    "ours": lambda values, cluster, seed: intervals.interval(values, cluster),
     "jackknife and t": lambda values, cluster, seed: jackknife_t(values, cluster),
     "bootstrap-t": bootstrap_t,
     "BCa": bca,

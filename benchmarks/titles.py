@@ -17,13 +17,13 @@ from quality import evaluate_systems, set_folder, stage_settings
 
 from domain_embed.automodel_format import TrainingRow
 from domain_embed.beir import Passage, RetrievalSet, read_beir
-from domain_embed.breakdown import clusters_of
+from domain_embed.clusters import clusters_of
 from domain_embed.encode import encode_cached, token_lengths
 from domain_embed.finetune import Settings
+from domain_embed.intervals import interval
 from domain_embed.lexical_dimensions import Lexical, append, read_lexical
 from domain_embed.models import load_base
 from domain_embed.search import top_k
-from domain_embed.significance import interval
 from domain_embed.training_data import TrainingData, read_training_data
 from domain_embed.tuning import tune
 

@@ -41,7 +41,7 @@ def trim_cache(
     for path in files:
         with suppress(FileNotFoundError):  # another process trims too
             state = path.stat()
-            found.append((state.st_mtime_ns, path, state.st_size))
+            found.append((state.st_mtime_ns, path, sum(own.stat().st_size for own in path.parent.glob(f"{path.stem}.*"))))
     found.sort()
     total, removed = sum(size for _, _, size in found), []
     for _, path, size in found[:-1]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sentence_transformers import SentenceTransformer
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -69,6 +70,7 @@ def plot_groups(
     values = [{"mean": g["change"], "low": g["low"], "high": g["high"]} for g in groups]
     _plot_intervals(axes, names, values, "change of nDCG@10, 95% interval")
     axes.axvline(0, color="black", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     figure.tight_layout()
     return figure
 

@@ -54,7 +54,9 @@ def run_export(settings: Settings) -> dict:  # the stage's manifest
         model = load_system(run_dir, settings.model, settings.max_length, settings.trust_remote_code)
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         reference = reference_vectors(model, test)
-        sizes = read_manifest(run_dir, "finetune")["parameters"].get("matryoshka_dims", []) if settings.model in ("auto", "dense") else []
+        tuned = read_manifest(run_dir, "finetune")
+        trained = settings.model in ("auto", "dense") and tuned["metrics"].get("selection", {}).get("trained", True)
+        sizes = [int(size) for size in tuned["parameters"].get("matryoshka_dims", [])] if trained else []
         usual = int(np.median(token_lengths(model, [p.content for p in test.passages])))
         kinds, tensorrt = graph_kinds(settings.fp16, settings.int8, settings.tensorrt, isinstance(model[0], LexicalTransformer))
         graphs = write_graphs(model, stage.folder / "onnx", kinds, sizes, usual)

@@ -21,7 +21,7 @@ from .responses import ResponseCache
 from .runs import InputError
 
 # %% ../nbs/492_grading.ipynb #36935bc0
-GRADE = re.compile(r"^\W*final score\W*?[^\w.(-]([0-3])[^\w.]*$", re.IGNORECASE | re.MULTILINE)
+GRADE = re.compile(r"^\W*(?:\d+\.\W+)?final score\W*?[^\w.(-]([0-3])(?![-\d]|\.\d)", re.IGNORECASE | re.MULTILINE)
 RELEVANT = 2  # a passage with this grade or a higher one is relevant
 
 

@@ -22,7 +22,7 @@ def copy_notebooks(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the notebooks")
     copied = 0
-    for name, patterns in (("nbs", ("*.ipynb", "images/*")), ("examples", ("python/**/*",))):
+    for name, patterns in (("nbs", ("*.ipynb", "*.jsonl", "images/*")), ("examples", ("python/**/*",))):
         for path in (path for pattern in patterns for path in sorted(asset(name).glob(pattern)) if path.is_file()):
             target = folder / name / path.relative_to(asset(name))
             if not target.exists():

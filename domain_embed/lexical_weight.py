@@ -78,7 +78,7 @@ def choose_weight(
     errors = changes.std(axis=1, ddof=1) / np.sqrt(len(guard)) if len(guard) > 1 else np.full(len(scores), np.inf)
     gains = changes.mean(axis=1)
     lows = gains - errors
-    supported = [0, *(n for n in range(1, len(scores)) if lows[n] > 0)]
+    supported = [0, *(n for n in range(1, len(scores)) if lows[n] > 1e-9)]  # of one changed question, gain and error are the same number
     best = max(supported, key=lambda n: (round(float(scores[n].mean()), 6), -n))
     finite = np.nan_to_num(lows, neginf=-1.0)
     return WeightChoice(LEXICAL_WEIGHTS[best], scores.mean(axis=1).tolist(), gains.tolist(), finite.tolist(), float(overlaps.mean()))
@@ -108,6 +108,7 @@ def add_lexical(
     questions: Sequence[Question],  # training questions
     passages: Sequence[Passage],  # the whole corpus
     vectors: tuple[np.ndarray, np.ndarray],  # of passages and of questions, unit length
+    own: tuple[np.ndarray, np.ndarray],  # of the base model alone, for which the weight is chosen
 ) -> tuple[np.ndarray, np.ndarray]:  # with lexical dimensions, if λ is above 0
     "Fit the lexical part, choose its weight, and append it to the vectors."
     if not settings.lexical_dims:
@@ -117,7 +118,7 @@ def add_lexical(
     lexical = fit_lexical(texts, settings.lexical_dims, {p.language for p in passages}, seed=settings.seed)
     contents = dict(zip((p.id for p in passages), texts, strict=True))
     overlaps = np.array([max(word_overlap(lexical, q.text, contents[p]) for p in q.positives) for q in questions])
-    choice = choose_weight(score_weights(lexical, questions, passages, of_questions, of_passages), overlaps)
+    choice = choose_weight(score_weights(lexical, questions, passages, *own[::-1]), overlaps)
     weight = choice.weight if settings.lexical_weight < 0 else settings.lexical_weight
     lexical = lexical.with_weight(weight)
     save_lexical(lexical, stage.folder / "lexical")

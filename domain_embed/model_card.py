@@ -17,6 +17,7 @@ from .lexical_dimensions import read_lexical
 from .models import model_path
 from .parameters import StageSettings
 from .saved_models import save_model
+from .selection import Selection
 from .sweep import SWEEPABLE
 from .training_data import TrainingData
 from .tuning import TrainingResult
@@ -62,15 +63,16 @@ def card_facts(
     result: TrainingResult,
     writer: str,  # who wrote the questions
     licence: dict[str, str],  # of the base model, from `licence_of`
+    selection: Selection,
 ) -> dict[str, str]:
     "Return the facts of a training that sentence-transformers' card does not contain."
     prompts, validation, loading = result.model.prompts, "none", "`SentenceTransformer(path)`"
     if data.lexical:
         weight = read_lexical(Path(data.lexical)).weights.weight
         loading = f"`SentenceTransformer(path, trust_remote_code=True)`: lexical dimensions with weight {weight:g} follow the model's own; encode with `encode_query` and `encode_document`"
-    if len(result.scores):
-        scores = f"base model {data.base_score:.4f}, this model {result.scores.mean():.4f}"
-        validation = f"nDCG@10 of {len(result.scores)} questions: {scores}. The gain on questions of people is measured in stage 4."
+    if selection.candidates:
+        scores = ", ".join(f"{name} {score:.4f}" for name, score in selection.candidates.items())
+        validation = f"nDCG@10 of {len(result.scores)} questions: {scores}. Decision: {selection.reason}. The gain on questions of people is measured in stage 4."
     return {
         "Base model": f"`{hub_name(settings.base_model) or Path(settings.base_model).name}`",
         "Training data": f"{result.rows:,} training rows with questions about {result.passages:,} passages of one set of documents",
@@ -114,6 +116,7 @@ def save_with_card(
     data: TrainingData,
     result: TrainingResult,
     writer: str,  # who wrote the questions
+    selection: Selection,
 ) -> None:
     "Save a model with its card."
     model, licence = result.model, licence_of(settings.base_model)
@@ -125,6 +128,7 @@ def save_with_card(
     card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "# Embedding model\n\n## Usage\n")
     for name, value in licence.items():
         setattr(card.data, name, value)
-    facts = "\n".join(f"- **{name}:** {value}" for name, value in card_facts(settings, data, result, writer, licence).items())
-    card.text = card.text.replace("\n## Usage\n", f"\n## Training for the Domain\n\nFine-tuned by domain_embed.\n\n{facts}\n\n## Usage\n", 1)
+    facts = "\n".join(f"- **{name}:** {value}" for name, value in card_facts(settings, data, result, writer, licence, selection).items())
+    made = "Fine-tuned" if selection.trained else "Not fine-tuned: the base model" + (" with lexical dimensions, kept" if data.lexical else ", kept")
+    card.text = card.text.replace("\n## Usage\n", f"\n## Training for the Domain\n\n{made} by domain_embed.\n\n{facts}\n\n## Usage\n", 1)
     card.save(path)

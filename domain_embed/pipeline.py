@@ -134,7 +134,7 @@ def _print_end(run_dir: Path, stage: str, report: Path) -> None:
     found = {name: manifest for name in STAGES if (manifest := find_manifest(run_dir, name))}
     verdict = verdict_sentence(found["evaluate"]["metrics"]) if "evaluate" in found and STAGES.index(stage) >= STAGES.index("evaluate") else ""
     following, other = shlex.join(["domain-embed", NEXT[stage], str(run_dir)]) if stage in NEXT else "", ""
-    if stage == "export" and verdict and served_model(found) != BASE and deciding_verdict(found["evaluate"]["metrics"])[1]["verdict"] != SHIP:
+    if stage == "export" and verdict and found["export"]["metrics"]["model"] == "auto" and served_model(found) != BASE and deciding_verdict(found["evaluate"]["metrics"])[1]["verdict"] != SHIP:
         other = export_base(run_dir)
     lines = [verdict, f"report: {report.resolve()}", f"next: {following}" if following else "", f"or, as the verdict has it: {other}" if other else ""]
     print_line("\n".join(["", *filter(None, lines)]), "finished", verdict=verdict, report=str(report.resolve()), next=following, other=other)

@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'run_prepare']
 
 # %% ../nbs/20_prepare.ipynb #1252d9e6
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .leak_removal import remove_leaks
@@ -75,8 +75,9 @@ def run_prepare(settings: Settings) -> dict:  # the stage's manifest
         sides, allowed = remove_leaks(stage, sides, pairs.passages, of_questions, settings.max_leak)
         write_sides(stage, pairs, sides, settings.max_positives)
         train, position = sides.of("train"), {q.id: n for n, q in enumerate(questions)}
-        vectors = of_passages, of_questions[[position[q.id] for q in train]]
-        vectors = add_lexical(stage, settings, train, pairs.passages, vectors)
+        alone = encode_texts(stage, replace(settings, ensemble_models=[]), *texts) if settings.ensemble_models else (of_passages, of_questions)
+        numbers = [position[q.id] for q in train]
+        vectors = add_lexical(stage, settings, train, pairs.passages, (of_passages, of_questions[numbers]), (alone[0], alone[1][numbers]))
         rows = mine(stage, settings, train, pairs.passages, vectors, allowed, marks)
         write_rows(stage.folder, rows, pairs.passages)
         stage.metrics |= {"marks": len(marks)}

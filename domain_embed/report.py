@@ -95,7 +95,10 @@ def advice(
     verdict = deciding_verdict(evaluated["metrics"])[1]["verdict"] if evaluated else SHIP
     if named == BASE or verdict == SHIP:
         return f"domain-embed deploy serves {named}"
-    reason = "the test speaks against it" if verdict == KEEP else "validation supports it, but the test does not decide yet"
+    exported, selection = by_stage["export"]["metrics"], by_stage["finetune"]["metrics"].get("selection", {})
+    if exported["model"] != "auto":  # the verdict is about the model that stage 3 kept
+        return f"domain-embed deploy serves {named}: {exported.get('reason', 'export.model')}"
+    reason = "the test speaks against it" if verdict == KEEP else f"the test does not decide yet ({selection.get('reason', 'without validation')})"
     return f"domain-embed deploy serves {named}, and {reason}: {export_base(run_dir)} exports {BASE}"
 
 # %% ../nbs/71_report.ipynb #4de06582

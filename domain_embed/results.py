@@ -12,7 +12,7 @@ from typing import Any
 
 from .combined import combine
 from .jsonl import write_jsonl
-from .lexical_dimensions import read_lexical
+from .lexical_dimensions import read_lexical, save_lexical
 from .manifests import Stage, read_manifest
 from .model_card import save_with_card
 from .parameters import StageSettings
@@ -64,14 +64,21 @@ def save_result(
     trials: list[Trial],
 ) -> None:
     "Save the kept model and its card, and record the metrics of the stage."
-    selection = select_model(data, result, not settings.merge)
+    fixed = read_manifest(stage.run_dir, "prepare")["parameters"].get("lexical_weight", -1) >= 0
+    selection = select_model(data, result, not settings.merge, fixed)
+    if data.lexical and not selection.lexical:
+        data = replace(data, lexical="")
+        data = replace(data, base_scores=data.score(data.base), base_score=selection.candidates["base"])
+        result = replace(result, scores=data.score(result.model))
     if not selection.trained:
         result = replace(result, model=data.base, merge_weight=0.0, scores=data.base_scores)
     result.model.max_seq_length = data.max_length
     if data.lexical:
+        lexical = read_lexical(Path(data.lexical))
+        save_lexical(lexical, stage.folder / "lexical")
         save_model(result.model, stage.folder / "dense")  # loads without trust_remote_code
-        result = replace(result, model=combine(result.model, read_lexical(Path(data.lexical))))
-    save_with_card(stage.folder / "model", settings, data, result, question_writer(stage.run_dir))
+        result = replace(result, model=combine(result.model, lexical))
+    save_with_card(stage.folder / "model", settings, data, result, question_writer(stage.run_dir), selection)
     write_jsonl(stage.folder / "curve.jsonl", result.curve)
     stage.metrics |= result_metrics(data, result, trials, selection)
     stage.timings |= {"tokens_per_second": round(result.speed), "memory": result.memory}  # specific to this machine

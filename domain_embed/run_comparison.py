@@ -14,10 +14,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from .beir import read_beir
-from .breakdown import clusters_of
+from .clusters import clusters_of
+from .intervals import interval
 from .manifests import artefact, find_manifest, read_manifest
 from .runs import STAGES, InputError, asset, sha256, write_atomic
-from .significance import interval
 from .verdict import format_score
 
 # %% ../nbs/77_run_comparison.ipynb #555fe47c

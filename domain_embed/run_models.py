@@ -36,7 +36,7 @@ def load_run_models(
     "Load the models of a run that stage 3 has written."
     has_words = read_manifest(run_dir, "finetune")["metrics"].get("lexical")
     dense = load_model(str(artefact(run_dir, "finetune", "dense" if has_words else "model")), max_length, trust_remote_code=trust_remote_code)
-    return RunModels(base, dense, read_lexical(artefact(run_dir, "prepare", "lexical")) if has_words else None)
+    return RunModels(base, dense, read_lexical(artefact(run_dir, "finetune", "lexical")) if has_words else None)
 
 # %% ../nbs/036_run_models.ipynb #7a4b2505
 SYSTEMS = ("auto", "base", "dense", "base+lexical")

@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from .baselines import SystemResult, time_systems
 from .beir import RetrievalSet
-from .breakdown import break_down, clusters_of, describe_queries, largest_changes
+from .breakdown import break_down, describe_queries, largest_changes
+from .clusters import clusters_of
 from .jsonl import write_jsonl
 from .manifests import Stage
 from .metrics import beir_difference, per_query

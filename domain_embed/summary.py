@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .intervals import interval
 from .manifests import read_manifest
 from .metrics import K_VALUES
-from .significance import holm, interval, randomisation_p
+from .significance import holm, randomisation_p
 from .systems import OWN_SYSTEMS
 from .verdict import MIN_DOCUMENTS
 

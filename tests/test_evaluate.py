@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from domain_embed.beir import Passage, Question, read_beir, write_beir
-from domain_embed.breakdown import clusters_of
+from domain_embed.clusters import clusters_of
 from domain_embed.endpoint import Endpoint
 from domain_embed.manifests import read_manifest
 from domain_embed.mining import KEPT, Candidates

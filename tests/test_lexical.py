@@ -86,6 +86,8 @@ def test_another_system_is_exported_on_demand(lexical_run, tmp_path):
     assert run_here("export", run_dir, *ON, "export.model=dense", "export.int8=false")["metrics"]["dimensions"] == 384
     assert json.loads((run_dir / "5_export/onnx/export.json").read_text()).get("own_dimensions") is None
     run_here("deploy", run_dir, *ON)
+    run_here("prepare", run_dir, "prepare.lexical_weight=0.5", "prepare.lexical_dims=32")  # stage 3 has not seen it
+    assert load_run_models(run_dir, load_model("embedded", 64), 64).lexical.dimensions == 64
 
 
 @pytest.mark.slow
@@ -94,6 +96,12 @@ def test_training_options_work_with_the_sum(lexical_run, tmp_path):
     more = ["matryoshka_dims=['128']", "lora_rank=4", "mini_batch_size=6", "distill_weight=0.3", "batch_size=4"]
     metrics = run_here("finetune", run_dir, *ON, *(f"finetune.{setting}" for setting in more))["metrics"]
     assert metrics["lexical"] and load_model(str(run_dir / "3_finetune/model"), 64).get_embedding_dimension() > 384
+    exported = run_here("export", run_dir, *ON, *(f"finetune.{setting}" for setting in more), "export.int8=false")["metrics"]
+    assert exported["parity"]["onnx fp32"]["cosine_min"] > 0.999
+    client = TestClient(create_app(load_exported(run_dir / "5_export/onnx"), "m"))
+    for size in (128, 384):
+        answer = client.post("/v1/embeddings", json={"model": "m-query", "input": "cached lines", "dimensions": size})
+        assert len(answer.json()["data"][0]["embedding"]) == size
 
 
 @pytest.mark.slow
