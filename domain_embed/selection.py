@@ -36,6 +36,8 @@ def select_trained(
     documents: Sequence[str],  # (questions,): name of each question's document
 ) -> tuple[bool, str]:  # whether the trained model is kept, and why
     "Decide whether validation supports a trained model."
+    if len(set(documents)) < 2:
+        return False, "the validation questions are about one document and show nothing about others, so the base model is kept: give more documents, or force training with finetune.merge=false"
     low = interval(tuned - base, documents, LEVEL)[0]
     size = f"{len(documents)} validation questions about {len(set(documents))} documents"
     outcome = "supported" if low > 0 else "not supported, so the base model is kept"
