@@ -67,7 +67,7 @@ class WeightChoice:
     guard_lows: list[float]  # these gains minus their standard errors
     overlap: float  # mean of all questions
 
-
+# %% ../nbs/222_lexical_weight.ipynb #df51ee2e
 def choose_weight(
     scores: np.ndarray,  # (LEXICAL_WEIGHTS, questions), from `score_weights`
     overlaps: np.ndarray,  # (questions,)

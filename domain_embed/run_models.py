@@ -26,7 +26,7 @@ class RunModels:
     dense: SentenceTransformer  # kept by stage 3, without lexical dimensions
     lexical: Lexical | None  # None: the run has no lexical dimensions
 
-
+# %% ../nbs/036_run_models.ipynb #01b1975d
 def load_run_models(
     run_dir: str | Path,
     base: SentenceTransformer,
