@@ -16,6 +16,7 @@ from domain_embed.inference import encode_texts, load_exported
 from domain_embed.lexical_dimensions import append, fit_lexical, read_lexical
 from domain_embed.models import load_model
 from domain_embed.run_models import load_run_models
+from domain_embed.selection import Selection
 from domain_embed.service import create_app
 
 ON = ["prepare.lexical_weight=0.5", "prepare.lexical_dims=64", "finetune.merge=false"]
@@ -102,6 +103,16 @@ def test_training_options_work_with_the_sum(lexical_run, tmp_path):
     for size in (128, 384):
         answer = client.post("/v1/embeddings", json={"model": "m-query", "input": "cached lines", "dimensions": size})
         assert len(answer.json()["data"][0]["embedding"]) == size
+
+
+@pytest.mark.slow
+def test_what_validation_speaks_against_is_left_out(lexical_run, tmp_path, monkeypatch):
+    run_dir = shutil.copytree(lexical_run[0], tmp_path / "copy")
+    monkeypatch.setattr("domain_embed.results.select_model", lambda *_: Selection(False, "left out", {"base": 0.5}, lexical=False))
+    metrics = run_here("finetune", run_dir, *ON[:2], "finetune.batch_size=4")["metrics"]
+    assert not metrics["lexical"] and metrics["merge_weight"] == 0 and not (run_dir / "3_finetune/lexical").exists()
+    assert load_run_models(run_dir, load_model("embedded", 64), 64).lexical is None
+    assert SentenceTransformer(str(run_dir / "3_finetune/model")).get_embedding_dimension() == 384
 
 
 @pytest.mark.slow
