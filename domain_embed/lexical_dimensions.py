@@ -73,16 +73,21 @@ def _directions(matrix: csr_array, dimensions: int, seed: int) -> np.ndarray:  #
     if exact:
         return singular
     width = dimensions - singular.shape[1]
-    random = np.random.default_rng(seed).normal(size=(matrix.shape[1], width)) * np.sqrt(RESIDUAL / width)
+    random = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32) * np.float32(np.sqrt(RESIDUAL / width))
     return np.hstack([singular, random - singular @ (singular.T @ random)])
 
+# %% ../nbs/033_lexical_dimensions.ipynb #c5a1e7bd
+def _reserved(dimensions: int) -> int:
+    "Return the number of dimensions for buckets: a fifth, 32 at most."
+    return min(32, dimensions // 5)
+
 # %% ../nbs/033_lexical_dimensions.ipynb #185eea3b
-def _projection(matrix: csr_array, dimensions: int, seed: int) -> np.ndarray:  # float32 (terms + BUCKETS, at most `dimensions`)
-    "Return the directions of terms, and those of buckets in a fifth of the dimensions, 32 at most."
-    reserved = min(32, dimensions // 5)
+def _projection(matrix: csr_array, dimensions: int, seed: int) -> np.ndarray:  # float32 (terms + BUCKETS, at most `dimensions`), with the precision of 16 bits
+    "Return the directions of terms, and those of buckets in dimensions of their own."
+    reserved = _reserved(dimensions)
     random = np.random.default_rng(seed).normal(size=(BUCKETS, reserved))
     random /= np.maximum(np.linalg.norm(random, axis=1, keepdims=True), 1e-12)
-    return block_diag(_directions(matrix, dimensions - reserved, seed), random).astype(np.float32)
+    return block_diag(_directions(matrix, dimensions - reserved, seed), random).astype(np.float16).astype(np.float32)
 
 # %% ../nbs/033_lexical_dimensions.ipynb #44b437dd
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def fit_lexical(
     if len(passages) > SAMPLE:
         passages = [passages[n] for n in np.random.default_rng(seed).choice(len(passages), SAMPLE, replace=False)]
     tokenizer, ignored = word_tokenizer([]), stop_words(languages)
-    counts = [Counter(split_terms(tokenizer, text, ignored)) for text in passages]
+    pairs = len(passages) <= dimensions - 1 - _reserved(dimensions - 1)  # the projection is exact
+    counts = [Counter(split_terms(tokenizer, text, ignored, pairs)) for text in passages]
     terms, frequency = _vocabulary(counts)
     idf = np.round(np.log(1 + (len(passages) - frequency + 0.5) / (frequency + 0.5)), 5)
     average_length = max(1.0, float(np.mean([passage.total() for passage in counts])))
@@ -160,7 +166,7 @@ def fit_lexical(
     norms = np.linalg.norm(matrix @ projection[: len(terms)], axis=1)
     document_norm = max(1e-3, float(norms.max()))
     weights = TermWeights(
-        word_tokenizer(terms), idf.astype(np.float32), ignored, len(passages), average_length, document_norm, QUERY_NORM, weight
+        word_tokenizer(terms), idf.astype(np.float32), ignored, len(passages), average_length, document_norm, QUERY_NORM, weight, pairs
     )
     return Lexical(weights, projection)
 
@@ -172,11 +178,11 @@ def save_lexical(
     "Write the lexical part to a folder."
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(lexical.weights, folder)
-    np.save(folder / "projection.npy", lexical.projection)
+    np.save(folder / "projection.npy", lexical.projection.astype(np.float16))
 
 # %% ../nbs/033_lexical_dimensions.ipynb #818f2517
 def read_lexical(
     folder: Path,  # from `save_lexical`
 ) -> Lexical:
     "Read the lexical part from a folder."
-    return Lexical(read_weights(folder), np.load(folder / "projection.npy"))
+    return Lexical(read_weights(folder), np.load(folder / "projection.npy").astype(np.float32))

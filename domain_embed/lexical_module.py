@@ -60,11 +60,11 @@ class LexicalDimensions(Module):
 
     def __init__(
         self,
-        projection: torch.Tensor,  # (terms, dimensions)
+        projection: torch.Tensor,  # (terms, dimensions), kept in 16 bits
         own_dimensions: int,  # of the model's own vectors
     ):
         super().__init__()
-        self.register_buffer("projection", projection)
+        self.register_buffer("projection", projection.half())
         self.own_dimensions = own_dimensions
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class LexicalDimensions(Module):
         return self.own_dimensions + self.projection.shape[1] + 1
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
-        "Save the projection in 16 bits."
-        values = self.projection.half().cpu().numpy()
+        "Save the projection."
+        values = self.projection.half().cpu().numpy()  # half(): the model may have been cast
         save_file({"projection": values, "own_dimensions": np.array(self.own_dimensions)}, str(Path(output_path) / "projection.safetensors"))
 
     @classmethod
@@ -90,4 +90,4 @@ class LexicalDimensions(Module):
         "Load the projection."
         hub = {name: value for name, value in options.items() if name in HUB}
         saved = load_file(cls.load_file_path(model_name_or_path, "projection.safetensors", subfolder=subfolder, **hub))
-        return cls(torch.from_numpy(saved["projection"]).float(), int(saved["own_dimensions"]))
+        return cls(torch.from_numpy(saved["projection"]), int(saved["own_dimensions"]))

@@ -41,7 +41,7 @@ def check_settings(
             "raise it, or set prepare.sampling_strategy to top"
         )
     if 0 < s.lexical_dims < 16:
-        raise InputError(f"prepare.lexical_dims = {s.lexical_dims} is too few to tell words apart: set it to 768, or to 0 for none")
+        raise InputError(f"prepare.lexical_dims = {s.lexical_dims} is too few to tell words apart: set it to 1536, or to 0 for none")
     if unused := [name for name in s.trusted_models if name not in (*s.ensemble_models, s.cross_encoder)]:
         raise InputError(
             f"prepare.trusted_models has {unused[0]!r}, which is neither in prepare.ensemble_models nor prepare.cross_encoder: correct the name"

@@ -41,10 +41,11 @@ def split_terms(
     tokenizer: Tokenizer,  # from `word_tokenizer`
     text: str,
     stop_words: frozenset[str],
+    pairs: bool = True,  # whether pairs of words are terms
 ) -> list[str]:  # words, then pairs of words, joined by a space
     "Split a text into terms."
     words = [word for word in split_words(tokenizer, text) if word not in stop_words]
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)] if pairs else words
 
 # %% ../nbs/032_term_weights.ipynb #81eac31f
 K1, B = 1.2, 0.4  # BM25's saturation and length normalisation
@@ -93,9 +94,7 @@ def _known_terms(
     "Return the distinct terms of a text; unknown words are hashed, unknown pairs left out."
     vocabulary, number = weights.term_ids, len(weights.idf)
     counts: Counter[int] = Counter()
-    for term in split_terms(weights.tokenizer, text, weights.stop_words):
-        if " " in term and not weights.pairs:
-            continue
+    for term in split_terms(weights.tokenizer, text, weights.stop_words, weights.pairs):
         if (known := vocabulary.get(term)) is not None:
             counts[known] += 1
         elif " " not in term:
