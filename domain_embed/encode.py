@@ -10,7 +10,7 @@ __all__ = ['CPU_BATCH', 'GPU_BATCH', 'SHARD', 'token_lengths', 'token_batches', 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -161,15 +161,18 @@ def _compute_shards(
     missing: dict[bytes, str],  # from `_missing`
     compute: Callable[[list[str], str], np.ndarray],  # as `cached_vectors`
     desc: str,
+    apply: Callable[[Callable, Iterable], Iterator] = map,  # as `cached_vectors`
 ) -> None:
     "Compute and write the shards of missing texts that do not exist yet."
-    order = list(missing)
+    order, todo = list(missing), []
     for start in range(0, len(order), SHARD):
         keys = order[start : start + SHARD]
         path = folder / f"shard-{_list_key(keys)}.npy"
         if not path.exists():
-            label = f"{desc}, {start:,} of {len(order):,}" if len(order) > SHARD else desc
-            _store(path, keys, compute([missing[key] for key in keys], label))
+            todo.append((path, keys, f"{desc}, {start:,} of {len(order):,}" if len(order) > SHARD else desc))
+    found = apply(lambda item: compute(*item), (([missing[key] for key in keys], label) for _, keys, label in todo))
+    for (path, keys, _), vectors in zip(todo, found, strict=True):
+        _store(path, keys, vectors)
 
 # %% ../nbs/02_encode.ipynb #5cda50d2
 def _copy_vectors(
@@ -218,6 +221,7 @@ def cached_vectors(
     texts: Sequence[str],
     compute: Callable[[list[str], str], np.ndarray],  # texts, label → float32 (texts, dimensions)
     desc: str = "encoding",  # label of the progress bar
+    apply: Callable[[Callable, Iterable], Iterator] = map,  # applies `compute` and yields the results in order; on a cluster: `ray_map()`
 ) -> np.ndarray:  # float32 (len(texts), dimensions), mapped from a file, read-only
     "Read vectors from a folder; vectors that are missing are computed and added to it."
     keys = [_text_key(text) for text in texts]
@@ -226,7 +230,7 @@ def cached_vectors(
         mark_used(path)
         return np.load(path, mmap_mode="r")
     folder.mkdir(parents=True, exist_ok=True)
-    _compute_shards(folder, _missing(folder, keys, texts), compute, desc)
+    _compute_shards(folder, _missing(folder, keys, texts), compute, desc, apply)
     _collect(folder, path, keys)
     _remove_shards(folder, keys)
     return np.load(path, mmap_mode="r")

@@ -6,13 +6,13 @@
 __all__ = ['SCORES', 'JUDGED_TOGETHER', 'read_scores', 'judge_groups', 'judge_job', 'judge_questions']
 
 # %% ../nbs/141_judge.ipynb #0427cbb0
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from .beir import Passage, Question
-from .completion import Job, complete
+from .completion import Answer, Job, complete
 from .json_replies import read_objects
 from .llm import LLM
 from .prompts import PromptStyle, fill, load_prompts, mark_of, response_format, schema_object
@@ -103,10 +103,11 @@ def judge_questions(
     cache: ResponseCache,
     threshold: int,  # least "overall" score that is kept
     budget: float,  # as `complete`
+    ask: Callable[..., list[list[Answer]]] = complete,  # or the same on a cluster
 ) -> tuple[list[Question], dict[str, str]]:  # with scores; id → "judged below the threshold" or "not judged"
     "Score all questions, and return which to drop."
     groups = judge_groups(questions)
-    answers = complete(
+    answers = ask(
         llm, [judge_job(group, passages, prompt_style) for group in groups], cache, budget, desc="judging"
     )
     scores_of: dict[str, dict[str, int]] = {}

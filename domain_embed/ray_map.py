@@ -37,19 +37,26 @@ IN_FLIGHT = 2  # items under way for each core of the cluster; for each GPU if t
 
 def ray_map(
     gpus: bool = False,  # whether the function needs a GPU
+    most: int = 0,  # items under way at once; 0: `IN_FLIGHT` for each core or GPU
 ) -> Callable[[Callable[[In], Out], Iterable[In]], Iterator[Out]]:
     "Return a replacement for `map` that runs on the connected cluster. A task whose machine is lost is repeated on another one."
     import ray
 
+    def result(task: ray.ObjectRef) -> Out:
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
     def apply(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
         task = ray.remote(lambda item: function(item)).options(max_retries=RETRIES, num_gpus=int(gpus))
-        most = IN_FLIGHT * max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+        limit = most or IN_FLIGHT * max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
         under_way: deque[ray.ObjectRef] = deque()
         for item in items:
             under_way.append(task.remote(item))
-            if len(under_way) >= most:
-                yield ray.get(under_way.popleft())
+            if len(under_way) >= limit:
+                yield result(under_way.popleft())
         while under_way:
-            yield ray.get(under_way.popleft())
+            yield result(under_way.popleft())
 
     return apply

@@ -41,8 +41,9 @@ class ResponseCache:
     def __init__(
         self,
         path: str | Path,  # created if missing
+        shard: str = "",  # name of a file beside it, which alone is read and written
     ):
-        self.path = Path(path)
+        self.path = Path(path).with_stem(f"{Path(path).stem}-{shard}") if shard else Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{self.path}.lock")
         self._file = self.path.open("ab")
@@ -52,6 +53,13 @@ class ResponseCache:
             if end < len(content):  # a kill cut the last line short; the lock excludes that it is being written
                 self._file.truncate(end)
         self.known = dict(filter(None, map(_parse_line, content[:end].split(b"\n"))))
+        if not shard:
+            self.read_shards()
+
+    def read_shards(self) -> None:
+        "Read what other processes have written to the file's shards."
+        for path in sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}")):
+            self.known |= filter(None, map(_parse_line, path.read_bytes().split(b"\n")))
 
     @staticmethod
     def key(
