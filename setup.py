@@ -24,6 +24,6 @@ setup(
     package_dir={"domain_embed": "domain_embed", "domain_embed.nbs": "nbs", "domain_embed.profiles": "profiles", "domain_embed.prompts": "prompts", "domain_embed.templates": "templates", "domain_embed.examples": "examples"},
     package_data={"domain_embed.nbs": ["*.ipynb", "*.jsonl", "images/*"], "domain_embed.profiles": ["*.yaml"], "domain_embed.prompts": ["*.yaml"], "domain_embed.templates": ["*.j2", "*.yaml", "*.html", "Dockerfile"], "domain_embed.examples": ["python/**/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("embedded", "index", "scale", "gpu", "dev")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("embedded", "documents", "lab", "index", "scale", "gpu", "dev")},
     entry_points={"console_scripts": ["domain-embed=domain_embed.pipeline:main"]},
 )

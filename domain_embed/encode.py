@@ -72,8 +72,7 @@ def _encode_batch(
     pool: dict | None,  # from `process_pool`
 ) -> np.ndarray:
     "Encode one batch, divided among the processes of a pool."
-    processes = len(pool["processes"]) if pool else 1
-    size = -(-len(texts) // processes)
+    size = -(-len(texts) // (len(pool["processes"]) if pool else 1))
     options = {"batch_size": size, "normalize_embeddings": True, "show_progress_bar": False}
     if pool:
         options |= {"pool": pool, "chunk_size": size}
@@ -93,11 +92,9 @@ def encode(
     unique = list(position)
     lengths = token_lengths(model, unique)
     longest_first = np.argsort(-lengths, kind="stable")
-    budget = GPU_BATCH if torch.cuda.is_available() else CPU_BATCH
-    budget *= len(pool["processes"]) if pool else 1
+    budget = (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH) * (len(pool["processes"]) if pool else 1)
     vectors = np.empty((len(unique), model.get_embedding_dimension()), dtype=np.float32)
-    bar = progress(total=int(lengths.sum()), desc=desc, disable=not desc, unit=" tokens", unit_scale=True)
-    with bar:
+    with progress(total=int(lengths.sum()), desc=desc, disable=not desc, unit=" tokens", unit_scale=True) as bar:
         for batch in token_batches(lengths[longest_first], budget):
             indices = longest_first[batch]
             vectors[indices] = _encode_batch(model, [unique[n] for n in indices], prompt_name, pool)
@@ -164,14 +161,13 @@ def _compute_shards(
     apply: Callable[[Callable, Iterable], Iterator] = map,  # as `cached_vectors`
 ) -> None:
     "Compute and write the shards of missing texts that do not exist yet."
-    order, todo = list(missing), []
+    order, todo = list(missing), {}
     for start in range(0, len(order), SHARD):
         keys = order[start : start + SHARD]
-        path = folder / f"shard-{_list_key(keys)}.npy"
-        if not path.exists():
-            todo.append((path, keys, f"{desc}, {start:,} of {len(order):,}" if len(order) > SHARD else desc))
-    found = apply(lambda item: compute(*item), (([missing[key] for key in keys], label) for _, keys, label in todo))
-    for (path, keys, _), vectors in zip(todo, found, strict=True):
+        if not (path := folder / f"shard-{_list_key(keys)}.npy").exists():
+            todo[path] = keys, f"{desc}, {start:,} of {len(order):,}" if len(order) > SHARD else desc
+    found = apply(lambda item: compute(*item), (([missing[key] for key in keys], label) for keys, label in todo.values()))
+    for (path, (keys, _)), vectors in zip(todo.items(), found, strict=True):
         _store(path, keys, vectors)
 
 # %% ../nbs/02_encode.ipynb #5cda50d2

@@ -17,7 +17,6 @@ from typing import Any
 
 import charset_normalizer
 import docutils.core
-import mammoth
 import yaml
 from bs4 import BeautifulSoup, NavigableString, Tag, UnicodeDammit, XMLParsedAsHTMLWarning
 from docutils import nodes
@@ -194,6 +193,8 @@ STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh
 
 def word_blocks(data: bytes) -> Iterator[Block]:
     "Yield the blocks of a Word .docx file."
+    import mammoth  # of the extra `documents`
+
     no_pictures = mammoth.images.img_element(lambda _: {})
     converted = mammoth.convert_to_html(io.BytesIO(data), style_map=STYLES, convert_image=no_pictures)
     yield from html_blocks(converted.value)

@@ -9,6 +9,7 @@ __all__ = ['copy_notebooks', 'lab_command', 'open_lab']
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,9 @@ from .runs import InputError, asset
 def copy_notebooks(
     folder: Path,  # made if missing
 ) -> int:  # files that were copied
-    "Copy the notebooks and the example; keep files that exist."
+    "Copy the notebooks and the example; keep files that exist. Raises `InputError` without JupyterLab."
+    if find_spec("jupyterlab") is None:
+        raise InputError("JupyterLab is not installed: pip install 'domain-embed[lab]'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the notebooks")
     copied = 0

@@ -15,13 +15,10 @@ import posixpath
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from email.message import EmailMessage
+from typing import Any
 from urllib.parse import unquote
 
-import openpyxl
 from lxml import etree
-from pptx import Presentation
-from pptx.shapes.base import BaseShape
-from pptx.slide import Slide
 
 from .formats import Block, decode, html_blocks, one_line, text_blocks, visible
 from .records import record_blocks
@@ -90,6 +87,8 @@ def csv_records(
 # %% ../nbs/18_office.ipynb #1db94825
 def sheet_blocks(data: bytes) -> Iterator[Block]:
     "Yield the blocks of an Excel .xlsx file."
+    import openpyxl  # of the extra `documents`
+
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     for sheet in book.worksheets:
         rows = [
@@ -100,7 +99,7 @@ def sheet_blocks(data: bytes) -> Iterator[Block]:
             yield from blocks
 
 # %% ../nbs/18_office.ipynb #a183f2fe
-def _shape_blocks(shape: BaseShape) -> Iterator[Block]:
+def _shape_blocks(shape: Any) -> Iterator[Block]:  # `shape`: python-pptx' BaseShape
     "Yield the paragraphs of a shape, the rows of its table, and the blocks of the shapes that it groups."
     if shape.has_text_frame:
         yield from (Block(one_line(p.text)) for p in shape.text_frame.paragraphs if p.text.strip())
@@ -110,7 +109,7 @@ def _shape_blocks(shape: BaseShape) -> Iterator[Block]:
         yield from _shape_blocks(inner)
 
 # %% ../nbs/18_office.ipynb #6289d85e
-def _one_slide(slide: Slide) -> Iterator[Block]:
+def _one_slide(slide: Any) -> Iterator[Block]:  # `slide`: python-pptx' Slide
     "Yield the blocks of a slide and its speaker notes."
     title = slide.shapes.title
     if title is not None and title.text_frame.text.strip():
@@ -124,6 +123,8 @@ def _one_slide(slide: Slide) -> Iterator[Block]:
 # %% ../nbs/18_office.ipynb #407a3822
 def slide_blocks(data: bytes) -> Iterator[Block]:
     "Yield the blocks of a PowerPoint .pptx file."
+    from pptx import Presentation  # of the extra `documents`
+
     for slide in Presentation(io.BytesIO(data)).slides:
         yield from _one_slide(slide)
 

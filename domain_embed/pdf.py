@@ -11,9 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from pdfminer.high_level import extract_pages
-from pdfminer.layout import LTChar, LTPage, LTTextBox
+from typing import Any
 
 from .formats import Block, one_line, visible
 from .runs import InputError
@@ -35,8 +33,10 @@ class _Box:
     margin: bool  # in the top or bottom margin
 
 # %% ../nbs/151_pdf.ipynb #7c94caef
-def _box(number: int, page: LTPage, element: LTTextBox) -> _Box:
+def _box(number: int, page: Any, element: Any) -> _Box:  # `page`, `element`: pdfminer's LTPage and LTTextBox
     "Read the text, the font and the position of a text box."
+    from pdfminer.layout import LTChar  # of the extra `documents`
+
     characters = [character for line in element for character in line if isinstance(character, LTChar)]
     sizes = Counter(round(character.size, 1) for character in characters)
     fixed = sum(bool(FIXED_WIDTH.search(character.fontname)) for character in characters)
@@ -51,6 +51,9 @@ def _box(number: int, page: LTPage, element: LTTextBox) -> _Box:
 # %% ../nbs/151_pdf.ipynb #6421bd6b
 def _boxes(data: bytes) -> Iterator[_Box]:
     "Yield the text boxes of a PDF in reading order."
+    from pdfminer.high_level import extract_pages
+    from pdfminer.layout import LTTextBox
+
     for number, page in enumerate(extract_pages(io.BytesIO(data))):
         for element in page:
             if isinstance(element, LTTextBox) and element.get_text().strip():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +38,9 @@ def reader_version() -> str:  # 12 hexadecimal digits
     for name in READERS_CODE:
         spec = find_spec(f"domain_embed.{name}")
         digest.update(Path(str(spec and spec.origin)).read_bytes())
-    digest.update(" ".join(map(version, LIBRARIES)).encode())
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):  # of the extra `documents`
+            digest.update(f"{name} {version(name)}".encode())
     return digest.hexdigest()[:12]
 
 # %% ../nbs/191_reading_pool.ipynb #a6560c76

@@ -265,3 +265,10 @@ def test_a_sample_of_a_ready_corpus_has_whole_documents(tmp_path):
     found = [p.id for p in corpus.passages]
     assert len(found) == 21 and Counter(p.document for p in corpus.passages).most_common()[-1][1] == 3
     assert found == [p.id for p in passages if p.id in found] and all(p.group in found for p in corpus.passages)
+
+
+def test_readers_of_office_files_are_an_extra():
+    "What reads documents can be imported without the libraries of the extra `documents`."
+    lacking = ("pdfminer", "mammoth", "pptx", "openpyxl", "jupyterlab")
+    program = f"import sys; sys.modules |= dict.fromkeys({lacking}); from domain_embed import corpus, document_units, lab"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,7 +1,10 @@
 """A server of the user's own, through the openai client, against llama.cpp on loopback: chat and JSON schema, faults, a budget, a judge."""
 
+import subprocess
+import time
+
 import pytest
-from conftest import assert_ok, assert_refused, domain_embed, run_here, set_options
+from conftest import COMMAND, assert_ok, assert_refused, domain_embed, run_here, set_options
 from faulty_proxy import FaultyProxy
 
 from domain_embed.beir import read_questions
@@ -76,3 +79,34 @@ def test_estimate_then_a_budget_that_stops_cleanly(documents, tmp_path):
         metrics = read_manifest(tmp_path / "run", "generate")["metrics"]
         assert metrics["cost"] <= budget and metrics["unanswered"]["the budget is spent"] > 0 and metrics["funnel"]["kept"] > 0
         assert_refused(domain_embed("generate", *options, "--set", "generate.llm_input_price=0", "--set", "generate.llm_output_price=0", "--set", "generate.max_budget=1", tmp_path / "run", MY_KEY="x"), "max_budget needs prices")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_questions_on_a_cluster_that_loses_a_machine(documents, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="make test-slow installs it")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("MY_KEY", "x")  # of every machine
+    sizes = ("generate.max_passages=72", "generate.questions_per_passage=1", "generate.question_types={factual: 1}", "generate.llm_concurrency=4")
+    with embedded_llm() as llm, FaultyProxy(llm.addresses, share=0) as proxy:
+        options = ("--documents", documents, *set_options(*settings(proxy.url, tmp_path, *sizes)))
+        assert_ok(domain_embed("generate", *options, tmp_path / "alone"))
+        assert max(proxy.delivered.values()) == 1
+        requests = len(proxy.delivered)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            lost = cluster.add_node(num_cpus=1)
+            process = subprocess.Popen([COMMAND, "generate", "--ray", cluster.address, *map(str, options), tmp_path / "ray"], stdout=subprocess.DEVNULL)
+            shards = (tmp_path / "ray/cache").glob
+            while process.poll() is None and sum(path.read_bytes().count(b"\n") for path in shards("replies-*.jsonl")) < requests / 3:
+                time.sleep(0.2)
+            cluster.remove_node(lost, allow_graceful=False)
+            assert sum(path.read_bytes().count(b"\n") for path in shards("replies-*.jsonl")) < requests, "the machine was lost too late"
+            assert process.wait() == 0
+        finally:
+            cluster.shutdown()
+        assert len(proxy.delivered) == requests  # the same requests
+        again = sum(number - 2 for number in proxy.delivered.values() if number > 2)
+        assert again <= 4, "only what the lost machine had under way is sent twice"
+    for name in ("questions.jsonl", "dropped.jsonl", "unanswered.jsonl", "generated.jsonl"):
+        assert (tmp_path / "alone/1_generate" / name).read_bytes() == (tmp_path / "ray/1_generate" / name).read_bytes()
