@@ -29,7 +29,7 @@ from .runs import InputError
 from .service_log import KEYS
 
 # %% ../nbs/641_backend_process.ipynb #eaa68466
-HEALTH = {"docker": "/v1/health/ready", "nim": "/v1/health/ready", "vllm": "/health", "tei": "/health"}
+HEALTH = {"docker": "/v1/health/ready", "nim": "/v1/health/ready", "nim1": "/v1/health/ready", "vllm": "/health", "tei": "/health"}
 LINES = 20  # of a server's output that an error has
 
 

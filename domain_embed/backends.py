@@ -17,12 +17,14 @@ from pathlib import Path
 import yaml
 
 from .manifests import artefact, read_manifest
+from .nim_graph import write_nim_graph
+from .providers import TENSORRT_GRAPH
 from .runs import InputError, asset
 from .server_process import GRAPHS
 
 # %% ../nbs/64_backends.ipynb #42540bda
-BACKENDS = ("local", "docker", "nim", "vllm", "tei")
-IMAGES = {"nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:2.4", "vllm": "vllm/vllm-openai:v0.18.0", "tei": "ghcr.io/huggingface/text-embeddings-inference:cpu-1.8"}
+BACKENDS = ("local", "docker", "nim", "nim1", "vllm", "tei")
+IMAGES = {"nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:2.4", "nim1": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:1.13.0", "vllm": "vllm/vllm-openai:v0.18.0", "tei": "ghcr.io/huggingface/text-embeddings-inference:cpu-1.8"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Plan:
 
     command: list[str]
     files: dict[str, str] = field(default_factory=dict)  # path → content, written before the start
+    nim_graph: tuple[Path, Path] | None = None  # as `write_nim_graph`, which is called before the start
     remarks: tuple[str, ...] = ()  # for the user
 
 # %% ../nbs/64_backends.ipynb #4ee15c5b
@@ -64,10 +67,8 @@ def _container(image: str, port: int, inner_port: int, model: Path, options: Seq
     return ["docker", "run", "--rm", "--publish", f"127.0.0.1:{port}:{inner_port}", "--mount", mount, *options, image, *arguments]
 
 # %% ../nbs/64_backends.ipynb #effa5ed8
-def _other_server(backend: str, run_dir: str | Path, model_name: str, host: str, port: int) -> Plan:
+def _other_server(backend: str, run_dir: str | Path, model_name: str, port: int) -> Plan:
     "Plan a server that reads the saved weights."
-    if host not in ("127.0.0.1", "localhost"):
-        raise InputError(f"--host {host}: {backend} is started without an API key, so it listens on 127.0.0.1 only: put a proxy before it, or take --backend docker")
     folder, lexical = dense_folder(run_dir)
     check_architecture(backend, folder)
     remarks = ["this server does not compute lexical dimensions: it serves the dense part, and stage 4 has its figures as the system 'dense'"] if lexical else []
@@ -80,6 +81,17 @@ def _other_server(backend: str, run_dir: str | Path, model_name: str, host: str,
     if backend != "nim":
         remarks.append("this server knows no input_type: the client must put the model's prompts before its texts, see the model card")
     return Plan(_container(IMAGES[backend], port, inner, folder, options, arguments), remarks=tuple(remarks))
+
+# %% ../nbs/64_backends.ipynb #40f6de53
+def _nim1(run_dir: str | Path, model_name: str, port: int) -> Plan:
+    "Plan NIM 1.x, which reads a graph."
+    weights, _ = dense_folder(run_dir)
+    check_architecture("nim", weights)
+    source, target = artefact(run_dir, "export", "onnx") / TENSORRT_GRAPH, Path(run_dir).resolve() / "nim1"
+    if not source.exists():
+        raise InputError(f"{source} is not there, which NIM 1.x is given: stage 5 writes it where TensorRT is installed, for a model without lexical dimensions (--set export.model=dense); or take --backend nim")
+    options = ["--gpus", "all", "--shm-size", "16g", "--env", "NGC_API_KEY", "--env", "NIM_CUSTOM_MODEL=/model", "--env", f"NIM_SERVED_MODEL_NAME={model_name}"]
+    return Plan(_container(IMAGES["nim1"], port, 8000, target, options, []), nim_graph=(source, target))
 
 # %% ../nbs/64_backends.ipynb #5ebb0ee8
 def _docker(run_dir: str | Path, precision: str, model_name: str, host: str, port: int) -> Plan:
@@ -114,13 +126,17 @@ def plan_backend(
     "Return the command and the files of a backend. Raises `InputError` if it cannot serve the model."
     if backend == "docker":
         return _docker(run_dir, precision, model_name, host, port)
-    return _other_server(backend, run_dir, model_name, host, port)
+    if host not in ("127.0.0.1", "localhost"):
+        raise InputError(f"--host {host}: {backend} is started without an API key, so it listens on 127.0.0.1 only: put a proxy before it, or take --backend docker")
+    return _nim1(run_dir, model_name, port) if backend == "nim1" else _other_server(backend, run_dir, model_name, port)
 
 # %% ../nbs/64_backends.ipynb #b627bc5e
 def prepare_plan(plan: Plan) -> None:
     "Write the files of a plan. Raises `InputError` if its program is not installed, or the image's wheel is missing."
     if shutil.which(plan.command[0]) is None:
         raise InputError(f"{plan.command[0]} is not installed: install it, or take --backend local; --dry-run prints the command")
+    if plan.nim_graph:
+        write_nim_graph(*plan.nim_graph)
     for path, content in plan.files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(content, encoding="utf-8")

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from functools import cache
