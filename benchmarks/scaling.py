@@ -1,6 +1,7 @@
 """Time and peak memory of every part that meets the whole corpus, at sizes up to a million passages.
 
 python benchmarks/scaling.py parse FOLDER ... [--files 2000]              reads files of mixed types in one process and in all, and compares
+python benchmarks/scaling.py mixed FOLDER TARGET [--files 2000]             writes real pages as HTML, Markdown, PDF, Word and Excel files, in turns
 python benchmarks/scaling.py corpus TEXTS.arrow FOLDER ...                passages of real documents, one text a row
 python benchmarks/scaling.py measure TEXTS.arrow [--sizes N ...] [--parts NAME ...] [--out FILE]
 
@@ -13,11 +14,15 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shutil
 import sys
 import tempfile
+import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +219,56 @@ def run_corpus(options: argparse.Namespace) -> None:
     print(f"{pa.ipc.open_file(pa.memory_map(str(options.texts))).read_all().num_rows:,} passages")
 
 
+DOCUMENT = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
+
+
+def write_pdf(path: Path, paragraphs: list[str]) -> None:
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    lines = [line for paragraph in paragraphs for line in [*textwrap.wrap(paragraph, 90), ""]]
+    with PdfPages(path) as pages:
+        for start in range(0, max(1, len(lines)), 55):
+            figure = Figure(figsize=(8.3, 11.7))
+            figure.text(0.08, 0.95, "\n".join(lines[start : start + 55]), va="top", size=9, parse_math=False)
+            pages.savefig(figure)
+
+
+def write_word(path: Path, paragraphs: list[str]) -> None:
+    body = "".join(f"<w:p><w:r><w:t>{escape(paragraph)}</w:t></w:r></w:p>" for paragraph in paragraphs)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", f'<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/word/document.xml" ContentType="{DOCUMENT}"/></Types>')  # fmt: skip
+        archive.writestr("_rels/.rels", f'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="{OFFICE}" Target="word/document.xml"/></Relationships>')  # fmt: skip
+        archive.writestr("word/document.xml", f'<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body>{body}</w:body></w:document>')
+
+
+def write_sheet(path: Path, paragraphs: list[str]) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in [("number", "text"), *enumerate(paragraphs)]:
+        book.active.append(row)
+    book.save(path)
+
+
+def run_mixed(options: argparse.Namespace) -> None:
+    from domain_embed.reading import find_files, read_document
+
+    files = [path for path in find_files(options.folder) if path.suffix == ".html"][: options.files]
+    options.target.mkdir(parents=True)
+    for number, path in enumerate(files):
+        paragraphs, target = [block.text for document in read_document(path, path.name) for block in document.blocks], options.target / f"{number:04}"
+        kind = number % 5
+        if kind == 0:
+            shutil.copyfile(path, target.with_suffix(".html"))
+        elif kind == 1:
+            target.with_suffix(".md").write_text("\n\n".join(paragraphs), encoding="utf-8")
+        else:
+            write, suffix = ((write_pdf, ".pdf"), (write_word, ".docx"), (write_sheet, ".xlsx"))[kind - 2]
+            write(target.with_suffix(suffix), paragraphs)
+
+
 def run_parse(options: argparse.Namespace) -> None:
     from domain_embed.reading import SUFFIXES, find_files
     from domain_embed.reading_pool import read_files
@@ -236,6 +291,10 @@ def main() -> None:
     parse.add_argument("folders", nargs="+", type=Path)
     parse.add_argument("--files", type=int, default=2000)
     parse.add_argument("--step", type=int, default=1)
+    mixed = commands.add_parser("mixed")
+    mixed.add_argument("folder", type=Path)
+    mixed.add_argument("target", type=Path)
+    mixed.add_argument("--files", type=int, default=2000)
     corpus = commands.add_parser("corpus")
     corpus.add_argument("texts", type=Path)
     corpus.add_argument("folders", nargs="+", type=Path)
@@ -245,7 +304,7 @@ def main() -> None:
     found.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     found.add_argument("--out", type=Path)
     options = top.parse_args()
-    {"parse": run_parse, "corpus": run_corpus, "measure": run_measure}[options.command](options)
+    {"parse": run_parse, "mixed": run_mixed, "corpus": run_corpus, "measure": run_measure}[options.command](options)
 
 
 if __name__ == "__main__":

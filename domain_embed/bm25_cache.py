@@ -52,10 +52,12 @@ def _write_index(
 
 # %% ../nbs/039_bm25_cache.ipynb #ea6b34c0
 def bm25_cached(
-    cache: Path,  # folder; made if missing
+    cache: Path | None,  # folder; made if missing; None: nothing is kept
     passages: Sequence[str],
 ) -> bm25s.BM25:  # its arrays may be mapped from files, read-only
     "Return the BM25 index of a corpus, which is built once."
+    if cache is None:
+        return bm25_index(passages)
     path = cache / f"{_corpus_key(passages)}.npy"
     with suppress(OSError, ValueError):  # not there, or damaged
         index = _read_index(path)

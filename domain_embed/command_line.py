@@ -120,7 +120,7 @@ def _add_run_options(name: str, command: argparse.ArgumentParser) -> None:
     "Add the options of run, generate, finetune and evaluate."
     if name in ("run", "generate"):
         command.add_argument("--documents", metavar="PATH", help="folder of documents (Markdown, HTML, PDF, Word, …), or a BEIR corpus.jsonl").complete = shtab.FILE
-        command.add_argument("--ray", metavar="ADDRESS", default="", help="read documents on a Ray cluster; local starts one here")
+        command.add_argument("--ray", metavar="ADDRESS", default="", help="read and encode documents and ask the LLM on a Ray cluster; local starts one here")
     if name == "generate":
         estimate = "estimate the cost from a few requests, and stop; --estimate=offline sends none"
         command.add_argument("--estimate", action="store_true", help=estimate)

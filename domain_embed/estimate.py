@@ -25,7 +25,8 @@ from .prompts import PromptStyle
 from .question_prompts import QuestionRequest
 from .questions import PILOT, collect
 from .responses import ResponseCache
-from .rounds import EXPECTED_YIELD, ROUNDS, choose_prompt_style, make_slots, open_cache, open_generator, open_judge, plan_slots
+from .rounds import EXPECTED_YIELD, ROUNDS, choose_prompt_style, make_slots, plan_slots
+from .run_llms import open_cache, open_generator, open_judge
 
 # %% ../nbs/103_estimate.ipynb #cd60cd9e
 def expected_requests(

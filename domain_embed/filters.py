@@ -11,12 +11,14 @@ __all__ = ['MIN_WORDS', 'MAX_WORDS', 'DISTINCT_WORDS', 'OTHER_LANGUAGE', 'OWN_LA
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from .beir import Passage, Question
+from .bm25_cache import bm25_cached
 from .documents import languages
-from .lexical import bm25_index, bm25_top_k, words
+from .lexical import bm25_top_k, words
 from .multihop import identifiers
 from .prompts import load_prompts
 from .search import search, top_k
@@ -85,6 +87,7 @@ def round_trip(
     question_vectors: np.ndarray,  # (questions, dimensions)
     passage_vectors: np.ndarray,  # (passages, dimensions)
     k: int,
+    cache: Path | None = None,  # as `bm25_cached`
 ) -> tuple[np.ndarray, np.ndarray]:  # bool (questions,): found by the model; by BM25
     "Return for each question whether all its passages are among the best k."
     group_of = {p.id: p.group or p.id for p in passages}
@@ -98,7 +101,7 @@ def round_trip(
         )
 
     by_model = search(question_vectors, passage_vectors, k).indices
-    by_bm25 = bm25_top_k([q.text for q in questions], bm25_index([p.content for p in passages]), k)[1]
+    by_bm25 = bm25_top_k([q.text for q in questions], bm25_cached(cache, [p.content for p in passages]), k)[1]
     return found(by_model), found(by_bm25)
 
 # %% ../nbs/14_filters.ipynb #4fec3251

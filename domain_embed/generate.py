@@ -13,7 +13,8 @@ from .input_checks import check_settings, check_yield, record_inputs, record_pro
 from .manifests import open_stage
 from .parameters import StageSettings
 from .question_files import all_metrics, write_files
-from .rounds import ask_until_enough, choose_prompt_style, open_cache, open_generator
+from .rounds import ask_until_enough, choose_prompt_style
+from .run_llms import open_cache, open_generator
 
 # %% ../nbs/10_generate.ipynb #239d5d98
 @dataclass(frozen=True)

@@ -95,13 +95,13 @@ def retrieve(
 ) -> Candidates:
     "Retrieve candidates by the model, or by the model and BM25."
     of_passages, of_questions = vectors
-    found, recall = {}, 1.0
+    found, recall, kept = {}, 1.0, Path(settings.run_dir) / "cache/vectors/bm25"
     if settings.fuse_bm25 != "never":
-        found = compare_retrievers(questions, passages, of_questions, of_passages)
+        found = compare_retrievers(questions, passages, of_questions, of_passages, kept)
     fused = settings.fuse_bm25 == "always" or (settings.fuse_bm25 == "auto" and found["bm25"] > found["model"])
     corpus = questions, passages, of_questions, of_passages, allowed, settings.range_max, masked
     if fused:
-        candidates = retrieve_fused(*corpus)
+        candidates = retrieve_fused(*corpus, kept)
     else:
         candidates, recall = retrieve_candidates(*corpus, settings.seed)
         number = settings.sampling_pool if settings.sampling_strategy == "random" else settings.num_negatives

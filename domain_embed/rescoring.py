@@ -8,11 +8,13 @@ __all__ = ['concatenate_encoders', 'compare_retrievers', 'retrieve_fused', 'resc
 # %% ../nbs/26_rescoring.ipynb #ce288f16
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from .beir import Passage, Question
-from .lexical import bm25_index, bm25_top_k, bm25_words
+from .bm25_cache import bm25_cached
+from .lexical import bm25_top_k, bm25_words
 from .masks import MASKS, POSITIVE, REJECTED, candidate_masks, positions
 from .mining import KEPT, Candidates, threshold
 from .models import PairScorer
@@ -40,11 +42,12 @@ def compare_retrievers(
     passages: Sequence[Passage],  # the whole corpus
     query_vectors: np.ndarray,  # float32 (questions, dimensions), unit length
     passage_vectors: np.ndarray,  # (passages, dimensions), unit length
+    cache: Path | None = None,  # as `bm25_cached`
 ) -> dict[str, float]:  # "model", "bm25" → MRR@10
     "Compute how well the model and BM25 find the positives of the questions."
     position = positions([p for q in questions for p in q.positives], passages)
     positives = [[position[p] for p in q.positives] for q in questions]
-    index = bm25_index([p.content for p in passages])
+    index = bm25_cached(cache, [p.content for p in passages])
     found = {
         "model": search(query_vectors, passage_vectors, 10).indices,
         "bm25": bm25_top_k([q.text for q in questions], index, 10)[1],
@@ -96,9 +99,10 @@ def retrieve_fused(
     allowed: np.ndarray,  # bool (passages,): belongs to training
     candidates: int,  # nearest passages to retrieve from each ranking
     masked: Sequence[dict[int, int]],  # from `masked_passages`
+    cache: Path | None = None,  # as `bm25_cached`
 ) -> Candidates:
     "Retrieve the nearest training passages of each question by the mean of cosine and BM25."
-    index, position = bm25_index([p.content for p in passages]), {p.id: n for n, p in enumerate(passages)}
+    index, position = bm25_cached(cache, [p.content for p in passages]), {p.id: n for n, p in enumerate(passages)}
     nearest = top_k(query_vectors, passage_vectors, candidates, allowed)[1]
     best = top_k(query_vectors, passage_vectors, 1)[0][:, 0]
     pool, found, lowest, unranked = np.flatnonzero(allowed), [], [], []

@@ -6,18 +6,25 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import run_here
+from conftest import ROOT, run_here
 from fastapi.testclient import TestClient
 from sentence_transformers import SentenceTransformer
 
 from domain_embed.encode import encode
+from domain_embed.index import run_index
+from domain_embed.index_request import IndexRequest
 from domain_embed.inference import encode_texts, load_exported
 from domain_embed.lexical_dimensions import append, fit_lexical, read_lexical
 from domain_embed.models import load_model
+from domain_embed.qdrant import open_qdrant, search_exact_words, sparse_vector
 from domain_embed.run_models import load_run_models
 from domain_embed.selection import Selection
 from domain_embed.service import create_app
+from domain_embed.shards import shard_paths
+from domain_embed.term_weights import weigh_terms
 
 ON = ["prepare.lexical_weight=0.5", "prepare.lexical_dims=64", "finetune.merge=false"]
 STRANGE = ["", " ", "the", "\0", "🙂🙂", "مرحبا بالعالم", "水泵 E40", "word " * 5000, "A" * 3000, "ＦＵＬＬ width"]
@@ -140,3 +147,25 @@ def test_a_saved_part_is_read_again(lexical_run):
     folder = lexical_run[0] / "2_prepare/lexical"
     first, second = read_lexical(folder), read_lexical(folder)
     assert first.weights.weight == second.weights.weight == 0.5 and np.array_equal(first.projection, second.projection)
+
+
+@pytest.mark.slow
+def test_an_index_in_qdrant_has_the_exact_words(lexical_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(lexical_run[0], run_dir)
+    graph, folder = load_exported(run_dir / "5_export/onnx"), tmp_path / "qdrant"
+    run_index(IndexRequest(run_dir, str(ROOT / "examples/python/documents/faq"), f"qdrant:{folder}", "faq"))
+    table = pa.concat_tables([pq.read_table(path) for path in shard_paths(run_dir / "index")])
+    texts = [f"{title}. {text}" if title else text for title, text in zip(table.column("title").to_pylist(), table.column("text").to_pylist(), strict=True)]
+    asked = "How do I keep a running total of a generator?"
+    exact = np.zeros(len(texts))  # cosine + λ · lexical, without a projection
+    of_query = dict(zip(*weigh_terms(graph.lexical, asked, "query"), strict=True))
+    for row, text in enumerate(texts):
+        exact[row] = sum(of_query.get(term, 0) * value for term, value in zip(*weigh_terms(graph.lexical, text, "document"), strict=True))
+    dense = load_model(str(run_dir / "3_finetune/dense"), 64)
+    exact = graph.lexical.weight * exact + (encode(dense, [asked], "query", "") @ encode(dense, texts, "document", "").T)[0]
+    client, query = open_qdrant(str(folder)), encode_texts(graph, [asked], "query")[0]
+    found = search_exact_words(client, "faq", query, sparse_vector(graph.lexical, asked, "query"), 384, 5)
+    best = np.argsort(-exact)[:5]
+    assert [key for key, _ in found] == [table.column("id")[int(row)].as_py() for row in best]
+    assert np.allclose([score for _, score in found], exact[best], atol=1e-3)
