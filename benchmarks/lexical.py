@@ -20,7 +20,7 @@ from domain_embed.lexical_dimensions import append, fit_lexical
 from domain_embed.models import load_model
 from domain_embed.parity import ndcg10
 
-DIMENSIONS = 768
+DIMENSIONS = 1536
 
 
 def fit(test: RetrievalSet) -> None:
