@@ -91,7 +91,8 @@ def _nim1(run_dir: str | Path, model_name: str, port: int) -> Plan:
     if not source.exists():
         raise InputError(f"{source} is not there, which NIM 1.x is given: stage 5 writes it where TensorRT is installed, for a model without lexical dimensions (--set export.model=dense); or take --backend nim")
     options = ["--gpus", "all", "--shm-size", "16g", "--env", "NGC_API_KEY", "--env", "NIM_CUSTOM_MODEL=/model", "--env", f"NIM_SERVED_MODEL_NAME={model_name}"]
-    return Plan(_container(IMAGES["nim1"], port, 8000, target, options, []), nim_graph=(source, target))
+    remark = f"{target} is written before the start: the graph of {source} with the names of NIM 1.x"
+    return Plan(_container(IMAGES["nim1"], port, 8000, target, options, []), nim_graph=(source, target), remarks=(remark,))
 
 # %% ../nbs/64_backends.ipynb #5ebb0ee8
 def _docker(run_dir: str | Path, precision: str, model_name: str, host: str, port: int) -> Plan:

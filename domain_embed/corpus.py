@@ -7,16 +7,17 @@ __all__ = ['MIN_PASSAGE_WORDS', 'eligible_passages', 'select_passages', 'Passage
            'related_passages', 'passages_to_ask', 'encode_passages', 'load_corpus']
 
 # %% ../nbs/101_corpus.ipynb #8d49618e
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
@@ -125,26 +126,24 @@ def passages_to_ask(
 
 # %% ../nbs/101_corpus.ipynb #45dbad60
 @lru_cache(maxsize=1)
-def _sent_model(
-    reference: Any,  # Ray's, to a model
+def _load_once(
+    settings: str,  # of stage 1, as JSON
 ) -> SentenceTransformer:
-    "Receive a model on a machine of the cluster, once in a process."
-    import ray
-
-    return ray.get(reference).to("cuda" if torch.cuda.is_available() else "cpu")
+    "Load the base model on a machine of the cluster, once in a process; a model with code of its own cannot be sent."
+    return load_base(SimpleNamespace(**json.loads(settings)))
 
 # %% ../nbs/101_corpus.ipynb #8c9f36ad
-def _encode_sent(
-    reference: Any,  # as `_sent_model`
+def _encode_part(
+    settings: str,  # as `_load_once`
     texts: list[str],
     label: str,
 ) -> np.ndarray:  # as `encode`
     "Encode passages on a machine of the cluster."
-    return encode(_sent_model(reference), texts, "document", "")
+    return encode(_load_once(settings), texts, "document", "")
 
 # %% ../nbs/101_corpus.ipynb #4eafc486
 def encode_passages(
-    settings: Any,  # of stage 1: run_dir
+    settings: Any,  # of stage 1: run_dir, and as `load_base`
     model: SentenceTransformer,
     texts: Sequence[str],
 ) -> np.ndarray:  # as `encode_cached`
@@ -152,12 +151,10 @@ def encode_passages(
     cache, address = Path(settings.run_dir) / "cache/vectors", os.environ.get(RAY)
     if not address:
         return encode_cached(cache, model, texts, "document", desc="encoding passages")
-    import ray
-
-    gpus, device = connect_ray(address), model.device
-    reference = ray.put(model.to("cpu"))
-    model.to(device)
-    return cached_vectors(cache / vector_key(model, "document"), texts, partial(_encode_sent, reference), "encoding passages", ray_map(gpus=bool(gpus)))
+    gpus = connect_ray(address)
+    names = "base_model", "max_length", "query_prompt", "passage_prompt", "trust_remote_code"
+    needed = json.dumps({name: getattr(settings, name) for name in names})
+    return cached_vectors(cache / vector_key(model, "document"), texts, partial(_encode_part, needed), "encoding passages", ray_map(gpus=bool(gpus)))
 
 # %% ../nbs/101_corpus.ipynb #90a03b33
 def load_corpus(

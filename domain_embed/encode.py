@@ -229,7 +229,9 @@ def cached_vectors(
     _compute_shards(folder, _missing(folder, keys, texts), compute, desc, apply)
     _collect(folder, path, keys)
     _remove_shards(folder, keys)
-    return np.load(path, mmap_mode="r")
+    vectors = np.load(path, mmap_mode="r")
+    trim_cache((file for file in folder.parent.glob("*/*.npy") if not file.name.startswith("shard-")), cache_limit())
+    return vectors
 
 # %% ../nbs/02_encode.ipynb #d6737dfd
 def encode_cached(
@@ -246,6 +248,4 @@ def encode_cached(
     with ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(process_pool(model, devices)))  # started when it is needed
         folder = cache / vector_key(model, prompt_name)
-        vectors = cached_vectors(folder, texts, lambda some, label: encode(model, some, prompt_name, label, pool()), desc)
-    trim_cache((path for path in cache.glob("*/*.npy") if not path.name.startswith("shard-")), cache_limit())
-    return vectors
+        return cached_vectors(folder, texts, lambda some, label: encode(model, some, prompt_name, label, pool()), desc)

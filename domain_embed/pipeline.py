@@ -80,9 +80,9 @@ def _serve(run_dir: Path, values: dict[str, Any], options: argparse.Namespace) -
         text = "\n".join([f"--- {path}\n{content}" for path, content in files.items()] + [shlex.join(command)])
         print_line(text, "command", command=command, files={str(path): content for path, content in files.items()})
         return
+    free_port(host, port)
     if options.backend != "local":
         prepare_plan(plan)
-    free_port(host, port)
     print_line(f"serving http://{host}:{port}/v1/embeddings as {name!r}; Ctrl-C stops", "serving", url=f"http://{host}:{port}/v1", model=name)
     if options.backend == "local":
         become_server(command)

@@ -7,6 +7,7 @@ __all__ = ['JOBS', 'SHARDS', 'LLMSource', 'complete_on_ray']
 
 # %% ../nbs/088_ray_completion.ipynb #61217ed9
 import functools
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .completion import Answer, Job, complete
-from .llm import LLM, open_llm
+from .llm import LLM, connect, open_llm
 from .ray_map import ray_map
 from .responses import ResponseCache
-from .runs import progress
+from .runs import InputError, progress
 
 # %% ../nbs/088_ray_completion.ipynb #de6db524
 @dataclass(frozen=True)
@@ -25,14 +26,9 @@ class LLMSource:
     "What a machine needs to open an LLM: a file on it, or an endpoint whose key is in its environment."
 
     model: str  # as `open_llm`
-    base_url: str
-    api_key_env: str
+    address: str  # base URL of an endpoint; "": the machine runs the model itself
+    api_key_env: str = ""  # as `connect`
     options: tuple[tuple[str, float], ...] = ()  # as `connect`
-
-    @property
-    def local(self) -> bool:
-        "Return whether the machine runs the model itself."
-        return self.model == "embedded" or self.model.endswith(".gguf")
 
 # %% ../nbs/088_ray_completion.ipynb #562a652f
 _OPEN = ExitStack()  # of the process: a local server ends with it
@@ -41,7 +37,9 @@ _OPEN = ExitStack()  # of the process: a local server ends with it
 @functools.cache
 def _open_once(source: LLMSource) -> LLM:
     "Open an LLM, once in a process."
-    return _OPEN.enter_context(open_llm(source.model, source.base_url, source.api_key_env, servers=1, **dict(source.options)))
+    if source.address:
+        return connect(source.model, source.address, source.api_key_env, **dict(source.options))
+    return _OPEN.enter_context(open_llm(source.model, "", "", servers=1))
 
 # %% ../nbs/088_ray_completion.ipynb #7dbbeb7b
 JOBS = 16  # of a part
@@ -59,11 +57,13 @@ class _Part:
     concurrency: int  # requests at once
 
 # %% ../nbs/088_ray_completion.ipynb #dbe79f34
-def _answer_part(source: LLMSource, part: _Part) -> int:  # jobs
+def _answer_part(source: LLMSource, part: _Part) -> list[list[Answer]]:  # for each job
     "Answer the requests of a part, and keep the replies in its shard."
-    llm = replace(_open_once(source), concurrency=part.concurrency)
-    complete(llm, part.jobs, ResponseCache(part.path, part.shard), part.budget, desc="")
-    return len(part.jobs)
+    try:
+        llm = replace(_open_once(source), concurrency=part.concurrency)
+        return complete(llm, part.jobs, ResponseCache(part.path, part.shard), part.budget, desc="")
+    except InputError as error:
+        raise InputError(f"{error} (on {socket.gethostname()}, with the environment that `ray start` had)") from None
 
 # %% ../nbs/088_ray_completion.ipynb #3c09f325
 def _cost(llm: LLM, cache: ResponseCache) -> float:  # money
@@ -71,15 +71,18 @@ def _cost(llm: LLM, cache: ResponseCache) -> float:  # money
     return sum(llm.cost(reply.tokens_in, reply.tokens_out) for reply in cache.known.values())
 
 # %% ../nbs/088_ray_completion.ipynb #5bf16f27
-def _parts(llm: LLM, jobs: Sequence[Job], cache: ResponseCache, budget: float, concurrency: int) -> Iterator[_Part]:
-    "Divide jobs, and the rest of a budget."
+def _parts(llm: LLM, jobs: Sequence[Job], cache: ResponseCache, budget: float, workers: int) -> Iterator[_Part]:
+    "Divide jobs, the rest of a budget, and the requests at once."
     starts = range(0, len(jobs), JOBS)
-    rest = max(0.0, budget - _cost(llm, cache)) if budget else 0.0
+    rest = budget - _cost(llm, cache) if budget else 0.0
+    if rest < 0 or budget and not rest:
+        return
     parts_of = Counter(number % SHARDS for number in range(len(starts)))
+    each, more = divmod(max(workers, llm.concurrency), workers)
     for number, start in enumerate(starts):
         shard = f"{number % SHARDS:02}"
         limit = _cost(llm, ResponseCache(cache.path, shard)) + rest * parts_of[number % SHARDS] / len(starts) if budget else 0.0
-        yield _Part(list(jobs[start : start + JOBS]), cache.path.absolute(), shard, limit, concurrency)
+        yield _Part(list(jobs[start : start + JOBS]), cache.path.absolute(), shard, limit, each + (number % workers < more))
 
 # %% ../nbs/088_ray_completion.ipynb #63125b89
 def complete_on_ray(
@@ -93,12 +96,18 @@ def complete_on_ray(
     "Answer all requests of all jobs on a cluster. Raises `InputError` as `complete` does."
     import ray
 
-    fresh = [job for job in jobs if not any(cache.key(llm.model, body) in cache.known for body in job.bodies)]
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    workers = cores if source.local else min(cores, llm.concurrency)
-    parts = list(_parts(llm, fresh, cache, budget, 1 if source.local else llm.concurrency // workers))
+    fresh = [n for n, job in enumerate(jobs) if not any(cache.key(llm.model, body) in cache.known for body in job.bodies)]
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if source.address:
+        workers = min(workers, llm.concurrency)
+    if budget:
+        workers = min(workers, SHARDS)  # two parts of a shard are never under way together
+    answers: dict[int, list[Answer]] = {}
     with progress(total=len(fresh), desc=desc, unit=" jobs") as bar:
-        for done in ray_map(most=workers)(functools.partial(_answer_part, source), parts):
-            bar.update(done)
+        for own in ray_map(most=workers)(functools.partial(_answer_part, source), list(_parts(llm, [jobs[n] for n in fresh], cache, budget, workers))):
+            answers |= zip(fresh[len(answers) :], own, strict=False)
+            bar.update(len(own))
     cache.read_shards()
-    return complete(llm, jobs, cache, budget, desc)
+    rest = [n for n in range(len(jobs)) if n not in answers or any("budget" in answer.reason for answer in answers[n])]
+    answers |= zip(rest, complete(llm, [jobs[n] for n in rest], cache, budget, desc), strict=True)
+    return [answers[n] for n in range(len(jobs))]

@@ -8,6 +8,7 @@ __all__ = ['Reply', 'ResponseCache']
 # %% ../nbs/083_responses.ipynb #6e4e5472
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class ResponseCache:
     ):
         self.path = Path(path).with_stem(f"{Path(path).stem}-{shard}") if shard else Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.path}.lock")
+        self._lock, self._synced = FileLock(f"{self.path}.lock"), bool(shard)
         self._file = self.path.open("ab")
         with self._lock:
             content = self.path.read_bytes()
@@ -75,5 +76,7 @@ class ResponseCache:
         with self._lock:
             self._file.write(line.encode())
             self._file.flush()
+            if self._synced:  # or it is lost with the machine of a cluster that wrote it
+                os.fsync(self._file.fileno())
         self.known[key] = reply
         return reply

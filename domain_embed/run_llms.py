@@ -9,7 +9,6 @@ __all__ = ['open_generator', 'open_judge', 'asker', 'open_cache']
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +53,19 @@ def asker(
     if not (address := os.environ.get(RAY)):
         return complete
     connect_ray(address)
-    model, base_url, key = settings.llm, settings.llm_base_url, settings.llm_api_key_env
-    if judge and settings.judge_llm != "generator":
-        model, base_url, key = settings.judge_llm, settings.judge_base_url or base_url, settings.judge_api_key_env
-    model = str(Path(model).absolute()) if model.endswith(".gguf") else model  # machines have other working folders
-    return partial(complete_on_ray, LLMSource(model, base_url, key, tuple(_llm_options(settings).items())))
+    other = judge and settings.judge_llm != "generator"
+    key = settings.judge_api_key_env if other else settings.llm_api_key_env
+
+    def ask(llm: LLM, *rest: Any, **more: Any) -> list[list[Answer]]:
+        if not other and settings.llm == "embedded":
+            source = LLMSource("embedded", "")
+        elif not other and settings.llm.endswith(".gguf"):
+            source = LLMSource(str(Path(settings.llm).absolute()), "")  # machines have other working folders
+        else:
+            source = LLMSource(llm.model, llm.addresses[0], key, tuple(_llm_options(settings).items()))
+        return complete_on_ray(source, llm, *rest, **more)
+
+    return ask
 
 # %% ../nbs/089_run_llms.ipynb #9d10339d
 def open_cache(run_dir: str | Path) -> ResponseCache:
