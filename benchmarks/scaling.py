@@ -86,7 +86,7 @@ def bm25(texts: Texts) -> Callable[[], object]:
 def lexical(texts: Texts) -> Callable[[], object]:
     from domain_embed.lexical_dimensions import fit_lexical
 
-    return lambda: fit_lexical(texts, 768)
+    return lambda: fit_lexical(texts, 1536)
 
 
 def mining(texts: Texts) -> Callable[[], object]:

@@ -110,3 +110,5 @@ def test_questions_on_a_cluster_that_loses_a_machine(documents, tmp_path, monkey
         assert again <= 4, "only what the lost machine had under way is sent twice"
     for name in ("questions.jsonl", "dropped.jsonl", "unanswered.jsonl", "generated.jsonl"):
         assert (tmp_path / "alone/1_generate" / name).read_bytes() == (tmp_path / "ray/1_generate" / name).read_bytes()
+    alone, ray = ({path.name: path.read_bytes() for path in (tmp_path / run / "cache/vectors").glob("*/*.npy") if path.parent.name != "bm25"} for run in ("alone", "ray"))
+    assert alone == ray and alone
