@@ -75,7 +75,7 @@ def _parts(llm: LLM, jobs: Sequence[Job], cache: ResponseCache, budget: float, w
     "Divide jobs, the rest of a budget, and the requests at once."
     starts = range(0, len(jobs), JOBS)
     rest = budget - _cost(llm, cache) if budget else 0.0
-    if rest < 0 or budget and not rest:
+    if budget and rest <= 0:
         return
     parts_of = Counter(number % SHARDS for number in range(len(starts)))
     each, more = divmod(max(workers, llm.concurrency), workers)
