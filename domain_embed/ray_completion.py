@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .completion import Answer, Job, complete
+from .completion import Answer, Job, complete, money_spent
 from .llm import LLM, connect, open_llm
 from .ray_map import ray_map
 from .responses import ResponseCache
@@ -65,23 +65,18 @@ def _answer_part(source: LLMSource, part: _Part) -> list[list[Answer]]:  # for e
     except InputError as error:
         raise InputError(f"{error} (on {socket.gethostname()}, with the environment that `ray start` had)") from None
 
-# %% ../nbs/088_ray_completion.ipynb #3c09f325
-def _cost(llm: LLM, cache: ResponseCache) -> float:  # money
-    "Return what the replies in a cache have cost."
-    return sum(llm.cost(reply.tokens_in, reply.tokens_out) for reply in cache.known.values())
-
 # %% ../nbs/088_ray_completion.ipynb #5bf16f27
 def _parts(llm: LLM, jobs: Sequence[Job], cache: ResponseCache, budget: float, workers: int) -> Iterator[_Part]:
     "Divide jobs, the rest of a budget, and the requests at once."
     starts = range(0, len(jobs), JOBS)
-    rest = budget - _cost(llm, cache) if budget else 0.0
+    rest = budget - money_spent(llm, cache) if budget else 0.0
     if budget and rest <= 0:
         return
     parts_of = Counter(number % SHARDS for number in range(len(starts)))
     each, more = divmod(max(workers, llm.concurrency), workers)
     for number, start in enumerate(starts):
         shard = f"{number % SHARDS:02}"
-        limit = _cost(llm, ResponseCache(cache.path, shard)) + rest * parts_of[number % SHARDS] / len(starts) if budget else 0.0
+        limit = money_spent(llm, ResponseCache(cache.path, shard)) + rest * parts_of[number % SHARDS] / len(starts) if budget else 0.0
         yield _Part(list(jobs[start : start + JOBS]), cache.path.absolute(), shard, limit, each + (number % workers < more))
 
 # %% ../nbs/088_ray_completion.ipynb #63125b89

@@ -143,7 +143,7 @@ class ReviewControls:
     facts: ipywidgets.HTML = field(default_factory=ipywidgets.HTML)
     passages: ipywidgets.HTML = field(default_factory=ipywidgets.HTML)
 
-
+# %% ../nbs/17_review.ipynb #e3cb048f
 def make_controls(state: ReviewState) -> ReviewControls:
     "Create the controls for some questions."
     statuses = [OPEN, KEPT, DROPPED, REVIEWED, *sorted(set(state.dropped.values()))]
