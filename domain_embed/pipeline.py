@@ -98,10 +98,14 @@ def check_inputs(
     stage: str,  # of `STAGES`
     values: dict[str, Any],  # its parameters
 ) -> None:
-    "Raise `InputError` if the stage that a stage reads from has not finished."
+    "Raise `InputError` if the stage that a stage reads from has not finished, or its documents cannot be read."
     if stage == "generate":
         if not values["documents"]:
             raise InputError("there are no documents: give them with --documents PATH, or your own questions with --set prepare.pairs=FILE")
+        if Path(values["documents"]).exists():
+            from domain_embed.reading import find_files  # imports the readers
+
+            find_files(values["documents"])
         return
     if stage != "prepare" or not values["pairs"]:
         read_manifest(run_dir, READS[stage])

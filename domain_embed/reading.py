@@ -59,7 +59,8 @@ def check_libraries(files: Iterable[Path]) -> None:
     "Raise `InputError` if files need a library that is not installed."
     missing = {suffix for suffix, library in LIBRARY_OF.items() if find_spec(library) is None}
     if missing and (refused := sorted(file for file in files if file.suffix.lower() in missing)):
-        raise InputError(f"{refused[0]}, one of {len(refused):,}, needs a library: pip install 'domain-embed[documents]', or move them away")
+        others = f" and {len(refused) - 1:,} more" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0]}{others}: to read such files, pip install 'domain-embed[documents]'; or move them out of the folder")
 
 # %% ../nbs/19_reading.ipynb #f6fe01d6
 def find_files(

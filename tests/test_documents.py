@@ -29,6 +29,7 @@ from domain_embed.formats import Block, html_blocks, markdown_blocks
 from domain_embed.jsonl import read_jsonl
 from domain_embed.models import load_model
 from domain_embed.office import csv_records
+from domain_embed.pipeline import main
 from domain_embed.reading import Document, find_files
 from domain_embed.reading_pool import read_files
 from domain_embed.records import record_blocks
@@ -274,3 +275,10 @@ def test_readers_of_office_files_are_an_extra():
     lacking = ("pdfminer", "mammoth", "pptx", "openpyxl", "jupyterlab")
     program = f"import sys; sys.modules |= dict.fromkeys({lacking}); from domain_embed import corpus, document_units, lab"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_files_without_their_library_stop_a_run_before_it_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("domain_embed.reading.LIBRARY_OF", {".pdf": "no_such_library"})
+    (tmp_path / "manual.pdf").write_bytes(b"%PDF-1.4")
+    assert main(["generate", "--documents", str(tmp_path / "manual.pdf"), str(tmp_path / "run")]) == 2
+    assert "domain-embed[documents]" in capsys.readouterr().err and not (tmp_path / "run").exists()
